@@ -1,0 +1,14 @@
+"""All policies of a pipeline on held-out questions.
+
+python -m experiments.evaluate --workdir=runs/evaluate
+Result: one row a policy: correct answers, reward, KL, length.
+"""
+
+from llm_jax import config
+
+
+def get_config() -> config.Evaluate:
+  """Returns the default of `experiments.evaluate`."""
+  cfg = config.Evaluate()
+  cfg.questions = 256
+  return cfg

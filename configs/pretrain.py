@@ -1,0 +1,17 @@
+"""A decoder of about 1.5 million parameters, pretrained on the prepared corpus.
+
+python -m experiments.pretrain --workdir=runs/pretrain
+Result: eval/bits_per_byte far below the unigram model's.
+"""
+
+from llm_jax import config
+
+
+def get_config() -> config.Pretrain:
+  """Returns the default of `experiments.pretrain`."""
+  cfg = config.Pretrain()
+  cfg.steps = 600
+  cfg.batch = 16
+  cfg.length = 256
+  cfg.optimizer.lr = 3e-3
+  return cfg

@@ -1,0 +1,1 @@
+"""One launcher an experiment: `python -m experiments.NAME --workdir=DIR`."""

@@ -1,0 +1,225 @@
+"""The launcher behind every experiment: flags, one-line errors, the run's directory, the stage.
+
+JAX is imported with the stage, after the command line was found good, so errors come at once.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import _plan
+from llm_jax import rundir
+from llm_jax.errors import UserError, nearest
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+FLAG_HELP = {
+  "config": "a file with get_config(), or file.py:variant; then --config.FIELD=VALUE sets a field",
+  "workdir": "where the run is written; the same command again continues it",
+  "dry_run": "print the resolved config, parameters, FLOPs and memory; run nothing",
+  "help": "print this and leave",
+}
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_OVERRIDE = re.compile(r"-{1,2}(?:no)?config\.([^=]*)")
+
+
+def main(stage: str, argv: Sequence[str] | None = None) -> None:
+  """Runs `llm_jax.stages.<stage>.run(cfg, workdir)` as the command line says, then exits.
+
+  Exit codes: 0 done, 1 unexpected error (with its traceback), 2 bad input (one line on stderr),
+  130 interrupted.
+  """
+  sys.exit(_guarded(stage, list(sys.argv if argv is None else argv)))
+
+
+def _guarded(stage: str, argv: list[str]) -> int:
+  try:
+    _launch(stage, argv)
+  except UserError as error:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # The reader of our output left, as in `... --help | head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  return 0
+
+
+def _launch(stage: str, argv: list[str]) -> None:
+  path = _config_path(argv) or str(CONFIGS / f"{stage}.py")
+  default = load_config(path)
+  if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
+    print(usage(stage, default))
+    return
+  check_overrides(argv[1:], default)
+  cfg, workdir, dry_run, overrides = parse(argv, path, default)
+  validate(cfg)
+  if dry_run:
+    print(_plan.describe(stage, cfg))
+    return
+  if not workdir:
+    raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")
+  rundir.start(cfg, workdir, overrides, argv)
+  _quiet_libraries()
+  importlib.import_module(f"llm_jax.stages.{stage}").run(cfg, workdir)
+
+
+def load_config(path: str) -> Any:
+  """Returns what get_config() of the file gives; "file.py:variant" hands on the variant.
+
+  Raises:
+    UserError: if there is no such file or variant, or if it does not give a dataclass.
+  """
+  name, *variant = path.split(":", 1)
+  file = pathlib.Path(name)
+  if not file.is_file():
+    known = nearest(file.stem, [p.stem for p in CONFIGS.glob("[!_]*.py")])
+    raise UserError(f"--config={path}: no file {name}{known}")
+  module_spec = importlib.util.spec_from_file_location("_config_of_launch", file)
+  if module_spec is None or module_spec.loader is None:
+    raise UserError(f"--config={path}: {name} is no Python file")
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    cfg = module.get_config(*variant)
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+  if not dataclasses.is_dataclass(cfg) or isinstance(cfg, type):
+    raise UserError(f"--config={path}: get_config() must return a dataclass of llm_jax.config")
+  return cfg
+
+
+def check_overrides(words: Sequence[str], cfg: Any) -> None:
+  """Checks that each --config.FIELD names a field that holds a value.
+
+  Raises:
+    UserError: with the nearest name in that group, or the group in which the field is.
+  """
+  for word in words:
+    match = _OVERRIDE.match(word)
+    if not match:
+      continue
+    node, parts = cfg, match[1].split(".")
+    for depth, part in enumerate(parts):
+      where = ".".join(["config", *parts[:depth]])
+      if not dataclasses.is_dataclass(node):
+        raise UserError(f"{word}: {where} is a value, it has no field {part}")
+      names = [field.name for field in dataclasses.fields(node)]
+      if part not in names:
+        raise UserError(f'{word}: {where} has no field "{part}"{_suggest(part, names, where, cfg)}')
+      node = getattr(node, part)
+    if dataclasses.is_dataclass(node):
+      inside = ", ".join(field.name for field in dataclasses.fields(node))
+      raise UserError(f"{word}: config.{match[1]} is a group, set one of its fields: {inside}")
+
+
+def parse(argv: Sequence[str], path: str, default: Any) -> tuple[Any, str, bool, dict[str, Any]]:
+  """Returns (config, workdir, dry_run, overrides) of a command line.
+
+  Args:
+    argv: the words, the program's name first.
+    path: the config file, if the command line names none.
+    default: what the file gives; its values have the types that errors name.
+
+  Raises:
+    UserError: for an unknown flag, a value of the wrong type or a stray word.
+  """
+  values = flags.FLAGS
+  try:
+    holder = config_flags.DEFINE_config_file(
+      "config", path, FLAG_HELP["config"], sys_argv=list(argv)
+    )
+    workdir = flags.DEFINE_string("workdir", "", FLAG_HELP["workdir"])
+    dry_run = flags.DEFINE_bool("dry_run", False, FLAG_HELP["dry_run"])
+    stray = values(list(argv))[1:]
+  except flags.UnrecognizedFlagError as error:
+    name, *rest = error.flagname.split(".", 1)
+    hint = nearest(name, FLAG_HELP).replace('"', '"--', 1)
+    hint = hint.replace('"?', f'.{rest[0]}"?') if rest else hint
+    raise UserError(f"unknown flag --{error.flagname}{hint}") from error
+  except flags.Error as error:
+    raise UserError(_flag_message(error, default)) from error
+  if stray:
+    raise UserError(f'unexpected word "{stray[0]}"; a field is set with --config.FIELD=VALUE')
+  overrides = config_flags.get_override_values(values["config"])
+  return holder.value, workdir.value, dry_run.value, dict(overrides)
+
+
+def validate(cfg: Any, where: str = "config") -> None:
+  """Runs the `validate` of a config and of each config inside it.
+
+  Raises:
+    UserError: with the full name of the field.
+  """
+  for field in dataclasses.fields(cfg):
+    if dataclasses.is_dataclass(getattr(cfg, field.name)):
+      validate(getattr(cfg, field.name), f"{where}.{field.name}")
+  if hasattr(cfg, "validate"):
+    try:
+      cfg.validate()
+    except UserError as error:
+      raise UserError(str(error).replace("config.", f"{where}.")) from error
+
+
+def usage(stage: str, cfg: Any) -> str:
+  """Returns the text of --help: the flags and every field with its value in the config."""
+  text = sys.modules["__main__"].__doc__ or f"python -m experiments.{stage} --workdir=DIR"
+  lines = [text.strip(), "", "Flags:"]
+  lines += [f"  --{name:<10} {help_text}" for name, help_text in FLAG_HELP.items()]
+  fields = rundir.flatten(dataclasses.asdict(cfg))
+  lines += ["", "Fields and their values:"]
+  lines += [f"  --config.{name}={json.dumps(value)}" for name, value in fields.items()]
+  return "\n".join(lines)
+
+
+def _config_path(argv: Sequence[str]) -> str:
+  """The last --config of a command line, or ""; absl reads it only after it read the fields."""
+  path, words = "", list(argv[1:])
+  for word, following in zip(words, [*words[1:], ""], strict=False):
+    flag, equals, value = word.partition("=")
+    if flag in ("--config", "-config"):
+      path = value if equals else following
+      if not path or path.startswith("-"):
+        raise UserError("--config needs a value: a file with get_config(), or file.py:variant")
+  return path
+
+
+def _suggest(part: str, names: Sequence[str], where: str, cfg: Any) -> str:
+  """The place of a field with exactly this name, else the nearest field of the group."""
+  for path in rundir.flatten(dataclasses.asdict(cfg)):
+    if path.split(".")[-1] == part:
+      return f'; did you mean "config.{path}"?'
+  return nearest(part, names).replace('"', f'"{where}.', 1)
+
+
+def _flag_message(error: flags.Error, cfg: Any) -> str:
+  """absl's message in one line; of a wrong type, what the field takes."""
+  line = " ".join(str(error).split()).removeprefix("flag ")
+  match = re.match(r"--config\.([\w.]+)=(.*?): ", line)
+  if not match or not isinstance(error, flags.IllegalFlagValueError):
+    return line
+  value = functools.reduce(getattr, match[1].split("."), cfg)
+  return f"--config.{match[1]}={match[2]}: config.{match[1]} takes {_KINDS[type(value)]}"
+
+
+def _quiet_libraries() -> None:
+  """Keeps the libraries' INFO chatter off the terminal; warnings and errors still show."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  for name in ("absl", "jax", "orbax", "grain", "tensorflow_datasets", "trafilatura"):
+    logging.getLogger(name).setLevel(logging.WARNING)

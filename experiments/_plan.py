@@ -1,0 +1,104 @@
+"""What --dry_run prints: the resolved config, and the cost of each stage that trains a model."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from llm_jax import config
+from llm_jax.scaling import flops
+
+
+class Passes(NamedTuple):
+  """How a stage uses its decoder.
+
+  Attributes:
+    sequences: sequences a row holds; a pair has two.
+    forwards: forward passes' worth of FLOPs a trained token; a training pass counts three.
+    trained: decoders that have gradients and Adam moments.
+    frozen: decoders that are only read.
+  """
+
+  sequences: int = 1
+  forwards: float = 3
+  trained: int = 1
+  frozen: int = 0
+
+
+HEADINGS = ("stage", "parameters", "tokens", "FLOPs", "state", "activations", "logits")
+
+
+def describe(stage: str, cfg: Any) -> str:
+  """Returns the resolved config and a table of costs; reads small files, compiles nothing."""
+  stages = _stages(stage, cfg)
+  rows, notes = [], []
+  for name, part in stages.items():
+    shape, note = _shape(cfg, part)
+    notes += [f"{name}: {note}"] if note else []
+    if shape:
+      rows.append(_row(name, part, shape))
+  text = json.dumps(dataclasses.asdict(cfg), indent=2)
+  if rows:
+    text += "\n\n" + _table([HEADINGS, *rows])
+    text += "\nstate: weights, gradients, Adam moments, frozen copies; activations: estimated"
+  return "\n".join([text, *dict.fromkeys(notes)])
+
+
+def passes(part: config.Stage) -> Passes:
+  """How the stage of this config uses its decoder."""
+  if isinstance(part, config.Ppo):
+    # Trained: policy and critic. Once an epoch's rows: sampling, then the log-probs of policy and
+    # reference, the critic's values and the reward model's score.
+    return Passes(forwards=6 + 5 / max(part.epochs, 1), trained=2, frozen=2)
+  if isinstance(part, config.Dpo):
+    return Passes(sequences=2, forwards=4, frozen=1)
+  return Passes(sequences=2) if isinstance(part, config.Reward) else Passes()
+
+
+def _stages(stage: str, cfg: Any) -> dict[str, config.Stage]:
+  parts = {stage: cfg} | {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+  return {name: part for name, part in parts.items() if isinstance(part, config.Stage)}
+
+
+def _shape(cfg: Any, part: Any) -> tuple[config.Model | None, str]:
+  """The decoder of a stage, and a note where it is unknown or assumed."""
+  if isinstance(cfg, config.Pipeline):
+    vocab_size = cfg.pretrain.model.vocab_size or cfg.prepare.vocab_size
+    return dataclasses.replace(cfg.pretrain.model, vocab_size=vocab_size), ""
+  if isinstance(part, config.Pretrain):
+    if part.model.vocab_size:
+      return part.model, ""
+    vocab_size, note = config.Prepare().vocab_size, ""
+    prepared = pathlib.Path(part.prepared) / "config.json"
+    if prepared.exists():
+      vocab_size = json.loads(prepared.read_text())["vocab_size"]
+    else:
+      note = f"a vocabulary of {vocab_size} is assumed, as {part.prepared} is not prepared yet"
+    return dataclasses.replace(part.model, vocab_size=vocab_size), note
+  saved = pathlib.Path(part.init) / "model.json"
+  if not saved.exists():
+    return None, f"cost unknown, as --config.init={part.init} holds no trained model yet"
+  return config.Model(**json.loads(saved.read_text())), ""
+
+
+def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:
+  use = passes(part)
+  tokens = part.steps * part.batch * part.length * use.sequences
+  forward = flops.forward_flops_per_token(shape, part.length)
+  count = flops.parameters(shape)
+  memory = flops.train_bytes(shape, part.batch * use.sequences // part.accum, part.length)
+  state = memory.state * use.trained + 4 * count * use.frozen
+  return (
+    name,
+    f"{count:,}",
+    f"{tokens:,}",
+    f"{tokens * forward * use.forwards:.2e}",
+    *(f"{size / 2**20:,.0f} MiB" for size in (state, memory.activations, memory.logits)),
+  )
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return "\n".join(
+    "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+  )

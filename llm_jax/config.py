@@ -1,0 +1,220 @@
+"""One typed tree of mutable dataclasses: every number of an experiment has its place here.
+
+Only the standard library is imported, so that `--help` answers at once. A path of "" means "none".
+"""
+
+import dataclasses
+from dataclasses import field
+
+from llm_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Model:
+  """A decoder's shape. 0 means "the usual value", worked out by the model."""
+
+  vocab_size: int = 0  # 0: the tokenizer's.
+  dim: int = 128
+  layers: int = 4
+  heads: int = 4
+  kv_heads: int = 0  # 0: heads. Fewer is grouped-query attention.
+  head_dim: int = 0  # 0: dim / heads.
+  hidden: int = 0  # 0: 8/3 dim if gated, 4 dim if plain, rounded up to a multiple of 32.
+  max_length: int = 256  # Rows of a learned position table; RoPE has no such limit.
+  norm: str = "rmsnorm"  # rmsnorm | layernorm
+  position: str = "rope"  # rope | learned
+  rope_theta: float = 10_000.0
+  mlp: str = "gated"  # gated (SwiGLU) | plain (GELU)
+  bias: bool = False
+  qk_norm: bool = True
+  tied: bool = True
+  dropout: float = 0.0
+  scan: bool = False  # lax.scan over layers: flat compile time, stacked parameters.
+  remat: str = "none"  # none | full | dots
+  dtype: str = "float32"  # Compute dtype; parameters are float32.
+
+
+@dataclasses.dataclass
+class Optimizer:
+  """An optimizer and its schedule, in steps."""
+
+  name: str = "adamw"  # adamw | muon
+  lr: float = 1e-3
+  adam_lr: float = 0.0  # Muon only: the AdamW part's rate (embeddings, norms, heads); 0: lr.
+  schedule: str = "wsd"  # constant | linear | cosine | wsd
+  warmup: int = 20
+  decay: float = 0.3  # wsd: the last fraction of the steps that decays.
+  final: float = 0.0  # The last rate as a fraction of `lr`.
+  beta1: float = 0.9
+  beta2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.0  # On matrices only.
+  clip: float = 1.0  # Global gradient norm; 0: none.
+
+
+@dataclasses.dataclass
+class Mesh:
+  """Where arrays live: a named mesh under jit, or plain replication under pmap."""
+
+  kind: str = "mesh"  # mesh | pmap
+  data: int = -1  # -1: all devices that the other axes leave.
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass
+class Stage:
+  """What every training stage has."""
+
+  seed: int = 0
+  prepared: str = "runs/quickstart/prepare"  # A directory that `experiments.prepare` wrote.
+  loss: str = ""
+  steps: int = 100
+  batch: int = 16  # Rows per update, over all devices and microbatches.
+  accum: int = 1  # Microbatches per update.
+  length: int = 128  # Tokens per row.
+  log_every: int = 10
+  eval_every: int = 100
+  checkpoint_every: int = 200
+  keep: int = 2  # Checkpoints kept.
+  optimizer: Optimizer = field(default_factory=Optimizer)
+  mesh: Mesh = field(default_factory=Mesh)
+
+  def validate(self) -> None:
+    """Checks across fields, before anything is compiled.
+
+    Raises:
+      UserError: one line that names the fields and the remedy.
+    """
+    for name in ("steps", "batch", "accum", "length", "log_every", "checkpoint_every", "keep"):
+      if getattr(self, name) < 1:
+        raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+    if self.batch % self.accum:
+      raise UserError(
+        f"config.batch={self.batch} must be a multiple of config.accum={self.accum}"
+      )
+
+
+@dataclasses.dataclass
+class Prepare:
+  """Raw sources to a tokenised corpus."""
+
+  seed: int = 0
+  source: str = "pydocs"  # pydocs | a .warc[.gz], .jsonl[.gz] or .txt file | a folder of them
+  workers: int = 2
+  max_bytes: int = 12_000_000  # Stop the crawl after so many bytes of text; 0: take all.
+  recipe: str = "pydocs"  # The list of rule filters (data/recipe.py).
+  near_threshold: float = 0.8  # Jaccard similarity of word 5-grams at which one of two pages goes.
+  vocab_size: int = 4096
+  validation: float = 0.05  # Fraction of pages held out, by hash of their address.
+
+
+@dataclasses.dataclass
+class Pretrain(Stage):
+  """Next-token prediction on packed documents."""
+
+  loss: str = "cross_entropy()"
+  model: Model = field(default_factory=Model)
+
+
+@dataclasses.dataclass
+class Sft(Stage):
+  """Next-token prediction on the answers of instruction pairs."""
+
+  loss: str = "cross_entropy()"
+  init: str = "runs/quickstart/pretrain"  # A run whose newest checkpoint is the start.
+
+
+@dataclasses.dataclass
+class Sampling:
+  """How answers are drawn."""
+
+  temperature: float = 0.7  # Also divides the logits of every log-prob: one distribution.
+  top_k: int = 0  # 0: no limit.
+  top_p: float = 1.0
+  max_new: int = 48
+
+
+@dataclasses.dataclass
+class Preferences:
+  """How preference pairs are built from questions with a gold answer."""
+
+  seed: int = 0
+  prepared: str = "runs/quickstart/prepare"
+  init: str = "runs/quickstart/sft"  # The model whose samples are ranked.
+  questions: int = 2000  # Training questions that get a pair of each kind.
+  validation_questions: int = 400
+  samples: int = 4  # Answers per question, of which the best and the worst make a pair.
+  sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclasses.dataclass
+class Reward(Stage):
+  """A scalar head trained on preference pairs."""
+
+  loss: str = "logistic()"
+  init: str = "runs/quickstart/sft"
+  kinds: str = ""  # Comma-separated kinds of pairs to train on; "": all.
+  preferences: str = "runs/quickstart/preferences"
+  shuffle_labels: bool = False  # Negative control: the label of every pair is a coin flip.
+  center: float = 0.01  # Weight of (chosen + rejected)^2, which fixes the free offset.
+
+
+@dataclasses.dataclass
+class Dpo(Stage):
+  """Direct preference optimisation and its relatives."""
+
+  loss: str = "logistic(beta=0.1)"
+  init: str = "runs/quickstart/sft"
+  preferences: str = "runs/quickstart/preferences"
+  kinds: str = ""  # Comma-separated kinds of pairs to train on; "": all.
+  average: bool = False  # Mean instead of summed log-probs over an answer's tokens.
+
+
+@dataclasses.dataclass
+class Ppo(Stage):
+  """PPO with a policy, a frozen reference, a reward model and a critic."""
+
+  loss: str = "ppo_clip(clip=0.2)"
+  value_loss: str = "value_clip(clip=0.2)"
+  init: str = "runs/quickstart/sft"
+  reward: str = "runs/quickstart/reward"
+  sampling: Sampling = field(default_factory=Sampling)
+  rollouts: int = 64  # Answers per iteration.
+  epochs: int = 1
+  gamma: float = 1.0
+  lam: float = 0.95
+  value_coef: float = 0.1
+  entropy_coef: float = 0.0
+  kl_estimator: str = "k1"  # In the reward; k1 is the unbiased one.
+  kl_init: float = 0.05
+  kl_target: float = 0.0  # Nats per answer; 0: a fixed coefficient.
+  kl_horizon: float = 10_000.0  # Answers.
+  max_approxkl: float = 0.05  # Early stop of an iteration's remaining updates; 0: never.
+  missing_end_penalty: float = 1.0  # Subtracted from the score of an answer that does not end.
+
+
+@dataclasses.dataclass
+class Evaluate:
+  """Measures the policies of a finished pipeline on held-out questions."""
+
+  seed: int = 0
+  run: str = "runs/quickstart"
+  questions: int = 256
+  samples: int = 4  # Answers per question.
+  sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclasses.dataclass
+class Pipeline:
+  """Everything, in order."""
+
+  seed: int = 0
+  prepare: Prepare = field(default_factory=Prepare)
+  pretrain: Pretrain = field(default_factory=Pretrain)
+  sft: Sft = field(default_factory=Sft)
+  preferences: Preferences = field(default_factory=Preferences)
+  reward: Reward = field(default_factory=Reward)
+  dpo: Dpo = field(default_factory=Dpo)
+  ppo: Ppo = field(default_factory=Ppo)
+  evaluate: Evaluate = field(default_factory=Evaluate)

@@ -1,0 +1,1 @@
+"""Text on the left, batches on the right; numpy, never jax."""

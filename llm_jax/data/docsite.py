@@ -1,0 +1,156 @@
+"""Web pages of documentation, as a crawler would find them: navigation, text and a footer."""
+
+import contextlib
+import html
+import importlib
+import io
+import pydoc
+import re
+from collections.abc import Sequence
+
+from llm_jax.data.docstrings import Entry
+
+_FOOTER = "Generated from the sources. Permission is granted to copy this page unchanged."
+_ITEM = re.compile(r"^(\s*)([-*+]|\d+[.)])\s+(\S.*)$")
+_FIELD = re.compile(r"^(\s*)(\*{0,2}[\w.\[\], *]+?(?:\s*\([^()]*\))?)\s*:\s+(\S.*)$")
+_CODE_START = re.compile(r"^\s*(>>>|\.\.\. |\$ |%|import |from |def |class |@|[\w.]+\s*=\s*\S)")
+_UNDERLINE = re.compile(r"^([=\-~^*\"'`#+.])\1{2,}$")
+
+
+class _Pydoc(pydoc.HTMLDoc):
+  """pydoc's own rendering, without what differs between two runs or two machines."""
+
+  def filelink(self, url, path):  # noqa: D102
+    return ""
+
+  def docother(self, object, name=None, mod=None, *ignored):  # noqa: D102
+    # Values would be the environment, the command line, addresses of objects ...
+    return f"<strong>{name}</strong>" if name else ""
+
+  def formatvalue(self, object):  # noqa: D102
+    return self.grey("=" + re.sub(" at 0x[0-9a-fA-F]+", "", self.repr(object)))
+
+
+def pydoc_page(name: str) -> str:
+  """Returns the page that `pydoc` makes of an importable module; "" if it cannot.
+
+  The module is imported: call it in a process of its own, and not for modules that act on import.
+  """
+  silence = io.StringIO()
+  try:
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+      module = importlib.import_module(name)
+      site = _Pydoc()
+      body = site.document(module, name)
+  except (Exception, SystemExit):
+    return ""  # The caller has the source to fall back on.
+  return re.sub(" at 0x[0-9a-fA-F]+", "", site.page(pydoc.describe(module), body))
+
+
+def page(title: str, package: str, entries: Sequence[Entry], siblings: Sequence[str]) -> str:
+  """Returns the page of a module.
+
+  Args:
+    title: the module's name.
+    package: the site's name.
+    entries: the module and its objects, in order.
+    siblings: names of neighbouring modules, for the sidebar.
+  """
+  parts = []
+  for entry in entries:
+    if entry.kind == "module":
+      parts.append(f"<h1>{_text(title)}</h1>{blocks(entry.doc)}")
+    elif entry.doc:
+      level = "h3" if entry.kind == "method" else "h2"
+      label = "class " if entry.kind == "class" else ""
+      anchor = html.escape(entry.qualname)
+      parts.append(f'<section id="{anchor}"><{level} class="{entry.kind}">{label}')
+      parts.append(f"{_text(entry.signature)}</{level}>\n{blocks(entry.doc)}</section>")
+  names = [entry.qualname for entry in entries if entry.qualname]
+  index = "".join(f'<li><a href="#{n}">{n}</a></li>' for n in map(html.escape, names))
+  return _frame(title, package, "\n".join(parts), siblings, index)
+
+
+def topic(title: str, text: str, siblings: Sequence[str]) -> str:
+  """Returns the page of a chapter of the language reference."""
+  return _frame(title, "Python language", blocks(text), siblings, "")
+
+
+def blocks(doc: str) -> str:
+  """Returns a docstring as HTML: paragraphs, lists, fields and preformatted code."""
+  out = []
+  for block in re.split(r"\n\s*\n", doc.strip("\n")):
+    lines = block.split("\n")
+    while lines:
+      used, rendered = _block(lines)
+      out.append(rendered)
+      lines = lines[used:]
+  # Neighbours of a kind are one list, and an example with blank lines is one example.
+  text = "\n".join(part for part in out if part)
+  return text.replace("</pre>\n<pre>", "\n\n").replace("</ul>\n<ul>", "\n")
+
+
+def _block(lines: list[str]) -> tuple[int, str]:
+  """Renders the beginning of `lines` (no blank ones); returns how many it took and its HTML."""
+  first = lines[0]
+  if _UNDERLINE.match(first.strip()):
+    return 1, ""
+  if len(lines) > 1 and _UNDERLINE.match(lines[1].strip()) and len(lines[1].strip()) > 3:
+    return 2, f"<h4>{_text(first.strip())}</h4>"
+  if _CODE_START.match(first) and (first[:1] == " " or first.startswith(">>>")):
+    return len(lines), f"<pre>{_text(chr(10).join(lines))}</pre>"
+  for pattern, render in ((_ITEM, _item), (_FIELD, _field)):
+    match = pattern.match(first)
+    # A field is indented: at the margin it is a sentence with a colon.
+    if match and (pattern is _ITEM or match[1]):
+      indent = len(match[1])
+      used = 1
+      while used < len(lines) and _indent(lines[used]) > indent:
+        used += 1
+      rest = " ".join([match[3], *(line.strip() for line in lines[1:used])])
+      return used, render(match[2], rest)
+  used = 1
+  while used < len(lines) and _indent(lines[used]) == _indent(first):
+    if _ITEM.match(lines[used]) or _UNDERLINE.match(lines[used].strip()):
+      break
+    if used + 1 < len(lines) and _UNDERLINE.match(lines[used + 1].strip()):
+      break
+    used += 1
+  return used, f"<p>{_text(' '.join(line.strip() for line in lines[:used]))}</p>"
+
+
+def _item(marker: str, text: str) -> str:
+  bullet = f"{marker} " if marker[0].isdigit() else ""
+  return f"<ul><li>{bullet}{_text(text)}</li></ul>"
+
+
+def _field(name: str, text: str) -> str:
+  return f"<ul><li>{_text(name.strip())}: {_text(text)}</li></ul>"
+
+
+def _indent(line: str) -> int:
+  return len(line) - len(line.lstrip())
+
+
+def _text(text: str) -> str:
+  return html.escape(text, quote=False)
+
+
+def _frame(title: str, site: str, body: str, siblings: Sequence[str], index: str) -> str:
+  links = "".join(
+    f'<li><a href="{html.escape(n)}.html">{html.escape(n)}</a></li>' for n in siblings
+  )
+  heading = f"<h2>On this page</h2><ul>{index}</ul>" if index else ""
+  return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{_text(title)} - {_text(site)}</title></head>
+<body>
+<header><nav><a href="/">Documentation</a> &raquo; <a href="/{html.escape(site)}/">{_text(site)}</a>
+&raquo; {_text(title)} <a href="#">Previous</a> <a href="#">Next</a></nav></header>
+<aside class="sidebar"><h2>Modules</h2><ul>{links}</ul>{heading}</aside>
+<main><article>
+{body}
+</article></main>
+<footer><p>{_FOOTER}</p><p><a href="/terms">Terms of use</a> | <a href="/privacy">Privacy policy</a>
+| <a href="#">Back to top</a></p></footer>
+</body></html>
+"""

@@ -1,0 +1,220 @@
+"""Token files and packed rows: documents on disk to dense [B, T] batches, through Grain.
+
+Letters: B rows, T tokens a row.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import grain.experimental
+import numpy as np
+from array_record.python import array_record_module
+
+from llm_jax.errors import UserError
+
+_FORMAT = "llm_jax-tokens-1"
+# Documents are read in this thread: a row costs less than handing it to another one does.
+_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+_BINS = 64  # Rows that are open at once: more waste less, and cost memory and first-batch time.
+
+
+class RandomAccess(Protocol):
+  """What Grain takes as a source."""
+
+  def __len__(self) -> int:
+    """Returns the number of items."""
+    ...
+
+  def __getitem__(self, index: int) -> Any:
+    """Returns item `index`."""
+    ...
+
+
+def write_tokens(
+  path: str | os.PathLike[str], documents: Iterable[Sequence[int]], vocab_size: int = 65_536
+) -> dict[str, int]:
+  """Writes documents as an ArrayRecord file: a record each, and a last one that describes them.
+
+  A record holds little-endian uint16 (uint32 if vocab_size > 65,536). The last record holds
+  uint32 lengths of all documents and, in its last line, JSON with format, dtype and counts, so
+  that a file needs no companion. The file appears only when it is complete.
+
+  Args:
+    path: of the file.
+    documents: ids of each document, its first and last marker included.
+    vocab_size: ids are below this.
+
+  Returns:
+    {"documents", "tokens"}, the counts.
+
+  Raises:
+    ValueError: if an id is not in [0, vocab_size).
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
+  partial = path.with_name(path.name + ".partial")
+  writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+  lengths = []
+  try:
+    for document in documents:
+      ids = np.asarray(document, np.int64)
+      if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"document {len(lengths)} has ids outside [0, {vocab_size})")
+      writer.write(ids.astype(dtype).tobytes())
+      lengths.append(len(ids))
+    counts = {"documents": len(lengths), "tokens": sum(lengths)}
+    meta = json.dumps({"format": _FORMAT, "dtype": dtype.str, **counts})
+    writer.write(np.asarray(lengths, "<u4").tobytes() + b"\n" + meta.encode())
+  finally:
+    writer.close()
+  partial.replace(path)
+  return counts
+
+
+class TokenSource:
+  """Documents of a token file by index, each int32 [n]; open in any number of threads.
+
+  Attributes:
+    lengths: [documents] uint32.
+
+  Raises:
+    UserError: if the file is missing, cut short or of another kind.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = str(path)
+    remedy = "prepare the corpus again with `python -m experiments.prepare`"
+    if not os.path.isfile(self._path):
+      raise UserError(f"no token file {self._path}: {remedy}")
+    try:
+      self._reader = array_record_module.ArrayRecordReader(
+        self._path, "readahead_buffer_size:0"
+      )
+      count = self._reader.num_records()
+      body, _, meta_line = self._reader.read([count - 1])[0].rpartition(b"\n")
+      meta = json.loads(meta_line)
+      if meta["format"] != _FORMAT or meta["documents"] != count - 1:
+        raise ValueError(f"format {meta['format']}, {count - 1} of {meta['documents']} documents")
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+      raise UserError(f"{self._path} is no complete token file ({error}): {remedy}") from error
+    self._dtype = np.dtype(meta["dtype"])
+    self.lengths = np.frombuffer(body, "<u4")
+
+  def __len__(self) -> int:
+    return len(self.lengths)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    if not 0 <= index < len(self):
+      raise IndexError(f"document {index} of {len(self)}")
+    return np.frombuffer(self._reader.read([int(index)])[0], self._dtype).astype(np.int32)
+
+  def __repr__(self) -> str:
+    return f"TokenSource({self._path!r})"
+
+
+class Chunks:
+  """Documents cut to rows of at most `length` predictions, each {"tokens", "targets"} int32 [n].
+
+  Neighbouring chunks share one token, which is the last target of one and the first input of the
+  other: every token of a document but the first is a target exactly once.
+
+  Args:
+    source: documents; `lengths` tells their sizes without reading them.
+    length: predictions in a chunk at most.
+  """
+
+  def __init__(self, source: TokenSource, length: int):
+    self._source, self._length = source, length
+    # A document of one token or none has nothing to predict.
+    counts = -(-np.maximum(source.lengths.astype(np.int64) - 1, 0) // length)
+    self._ends = np.cumsum(counts)
+    self.predictions = int(np.maximum(source.lengths.astype(np.int64) - 1, 0).sum())
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if len(self._ends) else 0
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    document = int(np.searchsorted(self._ends, index, side="right"))
+    first = int(self._ends[document - 1]) if document else 0
+    start = (index - first) * self._length
+    ids = self._source[document][start : start + self._length + 1]
+    return {"tokens": ids[:-1], "targets": ids[1:]}
+
+  def __repr__(self) -> str:
+    return f"Chunks({self._source!r}, {self._length})"
+
+
+def shuffled(source: RandomAccess, seed: int, epochs: int, shuffle: bool = True):
+  """Returns `source` as a Grain MapDataset in an order of its own in every epoch; -1: endless."""
+  if not len(source):
+    raise UserError(f"{source!r} is empty: there is nothing to train on")
+  dataset = grain.MapDataset.source(source).seed(seed)
+  dataset = dataset.shuffle() if shuffle else dataset
+  return dataset.repeat(None if epochs < 0 else epochs)
+
+
+def pack(
+  dataset: grain.MapDataset,
+  length: int,
+  batch: int,
+  seed: int = 0,
+  strategy: str = "first_fit",
+) -> Iterator[dict[str, np.ndarray]]:
+  """Packs items into rows and rows into LM batches (llm_jax/data/batches.py).
+
+  Args:
+    dataset: items {"tokens", "targets"[, "mask"]}, each [n] with n <= length; a missing mask is 1.
+    length: T.
+    batch: B. A finite dataset's last batch is filled up with empty rows (segments 0, mask 0).
+    seed: of the order in which rows that were packed together come out.
+    strategy: "first_fit" leaves items whole and pads; "best_fit" too, into the fullest row that
+      has room (arXiv:2404.10830); "concat" cuts items at the ends of rows and pads nothing.
+
+  Returns:
+    A Grain iterator; `set_state(get_state())` goes on with exactly the same batches.
+
+  Raises:
+    ValueError: for an unknown strategy; on the first item longer than `length`.
+  """
+  rows = dataset.map(_with_mask).to_iter_dataset(_READ)
+  lengths = {"tokens": length, "targets": length, "mask": length}
+  if strategy == "concat":
+    rows = grain.experimental.ConcatThenSplitIterDataset(rows, length_struct=lengths)
+  elif strategy in ("first_fit", "best_fit"):
+    packer = (
+      grain.experimental.FirstFitPackIterDataset
+      if strategy == "first_fit"
+      else grain.experimental.BestFitPackIterDataset
+    )
+    rows = packer(rows, length_struct=lengths, num_packing_bins=max(_BINS, batch), seed=seed)
+  else:
+    raise ValueError(f"unknown strategy {strategy!r}; there are: best_fit, concat, first_fit")
+  return iter(rows.batch(batch, drop_remainder=False, batch_fn=lambda x: _stack(x, batch)))
+
+
+def _with_mask(item: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  mask = item.get("mask")
+  if mask is None:
+    mask = np.ones(len(item["tokens"]), np.float32)
+  return {"tokens": item["tokens"], "targets": item["targets"], "mask": mask}
+
+
+def _stack(rows: Sequence[Mapping[str, np.ndarray]], batch: int) -> dict[str, np.ndarray]:
+  names = {
+    "tokens": "tokens",
+    "targets": "targets",
+    "mask": "mask",
+    "positions": "tokens_positions",
+    "segments": "tokens_segment_ids",
+  }
+  out = {}
+  for name, key in names.items():
+    dtype = np.float32 if name == "mask" else np.int32
+    out[name] = np.zeros((batch, len(rows[0]["tokens"])), dtype)
+    out[name][: len(rows)] = np.stack([row[key] for row in rows])
+  return out

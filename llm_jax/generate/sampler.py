@@ -1,0 +1,241 @@
+"""The one sampler: a jitted prefill, then a while-loop of single tokens over a KV cache.
+
+Shape letters: B rows, P prompt slots, N new tokens, S = P + N slots, D model width, V vocabulary.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.generate.cache import decoding_model, prompt_places
+from llm_jax.generate.logits import draw, truncate
+from llm_jax.models.attention import Cache
+from llm_jax.models.transformer import Transformer
+from llm_jax.types import Batch, Params
+
+
+class Rollout(NamedTuple):
+  """Prompts with their answers; S = P + N slots, the prompts padded on the left.
+
+  Attributes:
+    tokens: [B, S] int32; after an answer's end, padding.
+    positions: [B, S] int32, 0 at a prompt's first real token.
+    segments: [B, S] int32, 1 on the prompt and the answer, 0 on padding.
+    mask: [B, S] float32, 1 on generated tokens, the end token included.
+    logps: [B, S] float32 nats: log-probability of each generated token under the whole
+      distribution at the temperature; it is what a learner recomputes. 0 elsewhere.
+    sampled_logps: [B, S] float32 nats: the same under the distribution that was drawn from, after
+      top-k and top-p; it is the behaviour policy of importance weights.
+    lengths: [B] int32, generated tokens per row, the end token included.
+    ended: [B] bool, whether the end token was drawn.
+  """
+
+  tokens: jax.Array
+  positions: jax.Array
+  segments: jax.Array
+  mask: jax.Array
+  logps: jax.Array
+  sampled_logps: jax.Array
+  lengths: jax.Array
+  ended: jax.Array
+
+
+class _State(NamedTuple):
+  step: jax.Array  # [] int32, tokens drawn so far.
+  hidden: jax.Array  # [B, D], the state that predicts the next token.
+  ended: jax.Array  # [B] bool.
+  tokens: jax.Array  # [B, N] int32.
+  mask: jax.Array  # [B, N] float32.
+  logps: jax.Array  # [B, N] float32.
+  sampled_logps: jax.Array  # [B, N] float32.
+  cache: Cache
+
+
+def sample(
+  model: Transformer,
+  params: Params,
+  prompts: jax.Array,
+  prompt_mask: jax.Array,
+  keys: jax.Array,
+  *,
+  max_new: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  end_id: int,
+  pad_id: int = 0,
+) -> Rollout:
+  """Draws one answer per row; n answers to a prompt are n rows with different keys.
+
+  Row b's token n is drawn with `fold_in(keys[b], n)`, so a row's answer depends neither on its
+  batch mates nor on its padding. Compiles once per model, shapes, `max_new`, `top_k`, and for
+  whether `temperature` is 0 and `top_p` is 1.
+
+  Args:
+    model: the decoder.
+    params: its parameters.
+    prompts: [B, P] int32, padded on the left.
+    prompt_mask: [B, P], 1 on real tokens; each row ends with one.
+    keys: [B] PRNG keys (typed, or raw [B, 2] uint32).
+    max_new: N, the most tokens that an answer has.
+    temperature: divides the logits; 0 takes the most likely token, and then `logps` are those of
+      temperature 1 and `sampled_logps` are 0.
+    top_k: draw from the k most likely tokens; 0: from all.
+    top_p: draw from the smallest set of this probability; 1: from all.
+    end_id: the token that ends an answer.
+    pad_id: the token that fills the rest.
+
+  Returns:
+    A Rollout.
+
+  Raises:
+    ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
+      left, or P + N exceeds a table of learned positions.
+  """
+  _check(prompts, prompt_mask, keys, max_new, temperature, top_k, top_p)
+  return _sample(
+    model,
+    params,
+    jnp.asarray(prompts, jnp.int32),
+    jnp.asarray(prompt_mask),
+    keys,
+    jnp.float32(temperature if temperature else 1.0),
+    jnp.float32(top_p),
+    jnp.int32(end_id),
+    jnp.int32(pad_id),
+    max_new=max_new,
+    top_k=top_k,
+    greedy=temperature == 0,
+    nucleus=top_p < 1,
+  )
+
+
+def rollout_to_batch(rollout: Rollout) -> Batch:
+  """The LM batch of a rollout, [B, P + N - 1]: each token with the next one as its target.
+
+  `mask` is 1 where the target was generated; `sampler_logps` are `rollout.logps` of the targets.
+  """
+  return {
+    "tokens": rollout.tokens[:, :-1],
+    "targets": rollout.tokens[:, 1:],
+    "mask": rollout.mask[:, 1:],
+    "positions": rollout.positions[:, :-1],
+    "segments": rollout.segments[:, :-1],
+    "sampler_logps": rollout.logps[:, 1:],
+  }
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "max_new", "top_k", "greedy", "nucleus")
+)
+def _sample(
+  model, params, prompts, prompt_mask, keys, temperature, top_p, end_id, pad_id,
+  *, max_new, top_k, greedy, nucleus,
+):
+  model, params = decoding_model(model, params)
+  head_DV = model.head(params).astype(jnp.dtype(model.dtype))
+  rows, width = prompts.shape
+  positions_BP, segments_BP = prompt_places(prompt_mask)
+  first_B = segments_BP.sum(axis=1)  # The position of the first new token.
+
+  def pick(state: _State) -> _State:
+    """Draws token number `state.step` of every row and writes it down."""
+    logits_BV = jnp.dot(state.hidden, head_DV, preferred_element_type=jnp.float32) / temperature
+    norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    if greedy:
+      token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+      sampled_B = jnp.zeros(rows, jnp.float32)
+    else:
+      kept_BV = truncate(logits_BV, top_k, top_p if nucleus else 1.0)
+      token_B = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, state.step), kept_BV)
+      kept_norm_B = jax.nn.logsumexp(kept_BV, axis=-1)
+      sampled_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0] - kept_norm_B
+    logp_B = (jnp.take_along_axis(logits_BV, token_B[:, None], axis=1) - norm_B1)[:, 0]
+    alive_B = ~state.ended
+
+    def put(buffer_BN, value_B):
+      value_B1 = value_B.astype(buffer_BN.dtype)[:, None]
+      return jax.lax.dynamic_update_slice(buffer_BN, value_B1, (0, state.step))
+
+    return state._replace(
+      step=state.step + 1,
+      ended=state.ended | (token_B == end_id),
+      tokens=put(state.tokens, jnp.where(alive_B, token_B, pad_id)),
+      mask=put(state.mask, alive_B),
+      logps=put(state.logps, jnp.where(alive_B, logp_B, 0)),
+      sampled_logps=put(state.sampled_logps, jnp.where(alive_B, sampled_B, 0)),
+    )
+
+  def advance(state: _State) -> _State:
+    """Reads the newest token, then draws the next."""
+    at = state.step - 1
+    token_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, axis=1)
+    segment_B1 = jax.lax.dynamic_slice_in_dim(state.mask, at, 1, axis=1).astype(jnp.int32)
+    position_B1 = (first_B + at)[:, None]
+    hidden_B1D, cache = model.apply(
+      {"params": params}, token_B1, position_B1, segment_B1, cache=state.cache
+    )
+    return pick(state._replace(hidden=hidden_B1D[:, 0], cache=cache))
+
+  hidden_BPD, cache = model.apply(
+    {"params": params},
+    prompts,
+    positions_BP,
+    segments_BP,
+    cache=model.empty_cache(rows, width + max_new),
+  )
+  zeros_BN = jnp.zeros((rows, max_new), jnp.float32)
+  state = _State(
+    step=jnp.int32(0),
+    hidden=hidden_BPD[:, -1],
+    ended=jnp.zeros(rows, bool),
+    tokens=jnp.full((rows, max_new), pad_id, jnp.int32),
+    mask=zeros_BN,
+    logps=zeros_BN,
+    sampled_logps=zeros_BN,
+    cache=cache,
+  )
+  state = jax.lax.while_loop(
+    lambda s: (s.step < max_new) & ~jnp.all(s.ended), advance, pick(state)
+  )
+  return _rollout(state, prompts, positions_BP, segments_BP, first_B)
+
+
+def _rollout(state: _State, prompts, positions_BP, segments_BP, first_B) -> Rollout:
+  zeros_BP = jnp.zeros(prompts.shape, jnp.float32)
+  steps_N = jnp.arange(state.tokens.shape[1])
+
+  def join(left, right):
+    return jnp.concatenate([left, right], axis=1)
+
+  return Rollout(
+    tokens=join(prompts, state.tokens),
+    positions=join(positions_BP, first_B[:, None] + steps_N[None, :]),
+    segments=join(segments_BP, state.mask.astype(jnp.int32)),
+    mask=join(zeros_BP, state.mask),
+    logps=join(zeros_BP, state.logps),
+    sampled_logps=join(zeros_BP, state.sampled_logps),
+    lengths=state.mask.sum(axis=1).astype(jnp.int32),
+    ended=state.ended,
+  )
+
+
+def _check(prompts, prompt_mask, keys, max_new, temperature, top_k, top_p) -> None:
+  if np.ndim(prompts) != 2 or np.shape(prompt_mask) != np.shape(prompts):
+    raise ValueError(
+      f"prompts {np.shape(prompts)} and prompt_mask {np.shape(prompt_mask)} must both be [B, P]"
+    )
+  if keys.shape[:1] != prompts.shape[:1]:
+    raise ValueError(f"keys {keys.shape} must be one per row of prompts {prompts.shape}")
+  if max_new < 1:
+    raise ValueError(f"max_new must be at least 1, got {max_new}")
+  if temperature < 0:
+    raise ValueError(f"temperature must be at least 0, got {temperature}")
+  if top_k < 0 or not 0 < top_p <= 1:
+    raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], got {top_k} and {top_p}")
+  mask_BP = np.asarray(prompt_mask) > 0
+  if not mask_BP[:, -1].all() or (np.diff(mask_BP.astype(int), axis=1) < 0).any():
+    raise ValueError("prompts must be padded on the left: prompt_mask is 0...01...1 in each row")

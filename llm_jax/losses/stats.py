@@ -1,0 +1,163 @@
+"""The only place where the vocabulary axis exists: hidden states to per-token statistics.
+
+Shape letters: B batch, T time, D model width, V vocabulary, N chunks, R time steps of a chunk.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+
+class TokenStats(NamedTuple):
+  """What every loss on tokens is made of, in nats, float32.
+
+  Attributes:
+    logps: [B, T], log p(target).
+    logsumexp: [B, T], the log of the softmax's denominator (what z-loss penalises).
+    entropy: [B, T], the entropy of p(. | context).
+  """
+
+  logps: jax.Array
+  logsumexp: jax.Array
+  entropy: jax.Array
+
+
+def token_stats(
+  hidden: jax.Array,
+  head: jax.Array,
+  targets: jax.Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 1024,
+) -> TokenStats:
+  """Statistics of softmax(hidden @ head / temperature), at most `chunk` tokens at a time.
+
+  No [B, T, V] array ever exists, forward or backward: the backward pass computes each chunk's
+  logits again. All three fields are differentiable; one that the caller does not use costs
+  nothing under `jax.jit` (its forward code is dead, its backward code is never traced). Products
+  run in `hidden`'s dtype (as in every other layer, a float32 head is cast) and accumulate in
+  float32; so does the head's gradient over chunks. Rows keep their place: chunks are taken along
+  time, strided, so that a batch sharded over devices does not move.
+
+  Args:
+    hidden: [B, T, D] float, the states that predict `targets`.
+    head: [D, V] float.
+    targets: [B, T] int, in [0, V). Positions without a target hold any valid id.
+    temperature: divides the logits, > 0.
+    chunk: tokens whose logits exist at once, over all devices of a mesh: raise it with them.
+
+  Returns:
+    TokenStats of [B, T] float32 arrays.
+
+  Raises:
+    ValueError: if the shapes do not fit, or `temperature` or `chunk` is not positive.
+  """
+  if hidden.ndim != 3 or hidden.shape[:2] != targets.shape:
+    raise ValueError(f"hidden {hidden.shape} must be targets {targets.shape} + (D,)")
+  if head.ndim != 2 or head.shape[0] != hidden.shape[2]:
+    raise ValueError(f"hidden {hidden.shape} and head {head.shape} must share D")
+  if temperature <= 0 or chunk < 1:
+    raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
+  if targets.shape[0] > chunk:  # Not even one token of each row fits: cut the flat sequence.
+    flat = token_stats(
+      hidden.reshape(1, -1, hidden.shape[2]),
+      head,
+      targets.reshape(1, -1),
+      temperature=temperature,
+      chunk=chunk,
+    )
+    return TokenStats(*(x.reshape(targets.shape) for x in flat))
+  chunks = -(-targets.shape[1] // (chunk // targets.shape[0]))
+  stats = _stats(
+    _split(hidden, chunks), head, _split(targets.astype(jnp.int32), chunks), float(temperature)
+  )
+  return TokenStats(*(_join(x, targets.shape[1]) for x in stats))
+
+
+def _split(x_BT: jax.Array, chunks: int) -> jax.Array:
+  """[B, T, ...] -> [N, B, R, ...]: time step t goes to chunk t mod N."""
+  short = -x_BT.shape[1] % chunks
+  x_BT = jnp.pad(x_BT, [(0, 0), (0, short)] + [(0, 0)] * (x_BT.ndim - 2))
+  x_BRN = x_BT.reshape(x_BT.shape[0], -1, chunks, *x_BT.shape[2:])
+  return jnp.moveaxis(x_BRN, 2, 0)
+
+
+def _join(x_NBR: jax.Array, length: int) -> jax.Array:
+  """[N, B, R] -> [B, T], the inverse of `_split`."""
+  x_BRN = jnp.moveaxis(x_NBR, 0, 2)
+  return x_BRN.reshape(x_BRN.shape[0], -1)[:, :length]
+
+
+def _logits(hidden: jax.Array, head: jax.Array, temperature: float) -> jax.Array:
+  logits = jnp.einsum("brd,dv->brv", hidden, head, preferred_element_type=jnp.float32)
+  return logits / temperature
+
+
+def _is_target(logits_BRV: jax.Array, targets_BR: jax.Array) -> jax.Array:
+  # A comparison fuses into its consumer and needs no gather across a sharded vocabulary.
+  ids_BRV = jax.lax.broadcasted_iota(jnp.int32, logits_BRV.shape, 2)
+  return ids_BRV == targets_BR[..., None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _stats(hidden_NBRD, head_DV, targets_NBR, temperature):
+  head_DV = head_DV.astype(hidden_NBRD.dtype)
+
+  def body(_, xs):
+    hidden_BRD, targets_BR = xs
+    logits_BRV = _logits(hidden_BRD, head_DV, temperature)
+    max_BR = jnp.max(logits_BRV, axis=-1)
+    shifted_BRV = logits_BRV - max_BR[..., None]
+    exp_BRV = jnp.exp(shifted_BRV)
+    sum_BR = jnp.sum(exp_BRV, axis=-1)
+    logsum_BR = jnp.log(sum_BR)
+    picked_BR = jnp.sum(jnp.where(_is_target(logits_BRV, targets_BR), shifted_BRV, 0.0), axis=-1)
+    entropy_BR = logsum_BR - jnp.sum(exp_BRV * shifted_BRV, axis=-1) / sum_BR
+    return None, TokenStats(picked_BR - logsum_BR, max_BR + logsum_BR, entropy_BR)
+
+  return jax.lax.scan(body, None, (hidden_NBRD, targets_NBR))[1]
+
+
+def _forward(hidden, head, targets, temperature):
+  hidden, head, targets = hidden.value, head.value, targets.value
+  stats = _stats(hidden, head, targets, temperature)
+  return stats, (hidden, head, targets, stats.logsumexp, stats.entropy)
+
+
+def _backward(temperature, residuals, cotangents):
+  hidden_NBRD, head_DV, targets_NBR, logsumexp_NBR, entropy_NBR = residuals
+  dtype = hidden_NBRD.dtype
+  weight = head_DV.astype(dtype)
+  # A field that the loss does not depend on has no cotangent, and adds no work below.
+  used = TokenStats(*(None if isinstance(g, SymbolicZero) else g for g in cotangents))
+
+  def body(grad_DV, xs):
+    hidden_BRD, targets_BR, logsumexp_BR, entropy_BR, (logps_g, logsumexp_g, entropy_g) = xs
+    logits_BRV = _logits(hidden_BRD, weight, temperature)
+    logp_BRV = logits_BRV - logsumexp_BR[..., None]
+    slope_BRV = 0.0  # d loss / d logits = p * slope, plus the target's own term.
+    if logps_g is not None:
+      slope_BRV -= logps_g[..., None]
+    if logsumexp_g is not None:
+      slope_BRV += logsumexp_g[..., None]
+    if entropy_g is not None:
+      slope_BRV -= entropy_g[..., None] * (logp_BRV + entropy_BR[..., None])
+    g_BRV = jnp.exp(logp_BRV) * slope_BRV
+    if logps_g is not None:
+      g_BRV += jnp.where(_is_target(logits_BRV, targets_BR), logps_g[..., None], 0.0)
+    g_BRV = (g_BRV / temperature).astype(dtype)
+    f32 = {"preferred_element_type": jnp.float32}
+    grad_BRD = jnp.einsum("brv,dv->brd", g_BRV, weight, **f32)
+    grad_DV += jnp.einsum("brd,brv->dv", hidden_BRD, g_BRV, **f32)
+    return grad_DV, grad_BRD.astype(dtype)
+
+  xs = (hidden_NBRD, targets_NBR, logsumexp_NBR, entropy_NBR, used)
+  zeros_DV = jnp.zeros(head_DV.shape, jnp.float32)
+  grad_DV, grad_NBRD = jax.lax.scan(body, zeros_DV, xs)
+  return grad_NBRD, grad_DV.astype(head_DV.dtype), None
+
+
+_stats.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -1,0 +1,161 @@
+"""Causal attention over segments, with grouped key-value heads and a cache of them.
+
+Shape letters: B batch, T queries, S keys, D model width, H heads, N key-value heads,
+G = H / N queries per key-value head, K head width.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.models.layers import Norm, dense, rotate
+
+_MASKED = -1e30  # Finite, so that a row without any key is a plain average and never NaN.
+
+
+class Cache(NamedTuple):
+  """Keys and values of the tokens seen so far, in slots 0 .. index - 1.
+
+  Attributes:
+    keys: one [B, N, S, K] array per layer (a tuple), or [L, B, N, S, K] of a scanned model.
+    values: like `keys`.
+    segments: [B, S] int32, the segment of each slot; 0 is padding.
+    index: [] int32, the slot that is written next. It is the same for all rows, so prompts of
+      unequal length are padded on the left.
+  """
+
+  keys: Any
+  values: Any
+  segments: jax.Array
+  index: jax.Array
+
+
+class Context(NamedTuple):
+  """What all layers share about the tokens of one call.
+
+  Attributes:
+    rope: cosines and sines of `layers.rope_table`, or None.
+    segments: [B, T] int32 of the queries, or None: one segment.
+    key_segments: [B, S] int32 of the keys, or None.
+    start: slot of the first query among the keys; 0 without a cache.
+  """
+
+  rope: tuple[jax.Array, jax.Array] | None
+  segments: jax.Array | None
+  key_segments: jax.Array | None
+  start: jax.Array | int
+
+
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  segments: jax.Array | None = None,
+  key_segments: jax.Array | None = None,
+  start: jax.Array | int = 0,
+) -> jax.Array:
+  """Scaled dot-product attention, causal and within segments; softmax in float32.
+
+  Query t sits in slot `start + t` and sees the keys of slots up to its own with its own segment.
+  Padding is segment 0: it sees padding only, and nothing else sees it, so no row of a
+  self-attention is ever empty. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads:
+  Ainslie et al. 2023, arXiv:2305.13245. Key-value heads are not repeated in memory.
+
+  Args:
+    q: [B, T, H, K].
+    k: [B, N, S, K], N divides H; query head h reads key-value head h // (H / N).
+    v: [B, N, S, K].
+    segments: [B, T] int32, or None: all tokens are one segment.
+    key_segments: [B, S] int32; None: `segments`, where T == S.
+    start: [] int32, slot of the first query.
+
+  Returns:
+    [B, T, H, K] of q's dtype.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+  """
+  batch, length, heads, width = q.shape
+  if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % k.shape[1]:
+    raise ValueError(f"q {q.shape} [B,T,H,K] does not fit k {k.shape} and v {v.shape} [B,N,S,K]")
+  if segments is not None and key_segments is None:
+    key_segments = segments
+  if segments is not None and (segments.shape, key_segments.shape) != (
+    (batch, length),
+    (batch, k.shape[2]),
+  ):
+    raise ValueError(
+      f"segments {segments.shape} and key_segments {key_segments.shape} do not fit"
+      f" q {q.shape} [B,T,H,K] and k {k.shape} [B,N,S,K]"
+    )
+  groups = heads // k.shape[1]
+  q_BTNGK = (q * width**-0.5).reshape(batch, length, k.shape[1], groups, width)
+  scores = jnp.einsum("BTNGK,BNSK->BNGTS", q_BTNGK, k, preferred_element_type=jnp.float32)
+  allowed = (jnp.arange(length)[:, None] + start >= jnp.arange(k.shape[2])[None, :])[None]
+  if segments is not None:
+    allowed = allowed & (segments[:, :, None] == key_segments[:, None, :])
+  scores = scores + jnp.where(allowed, 0.0, _MASKED)[:, None, None]
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+  return jnp.einsum("BNGTS,BNSK->BTNGK", weights, v).reshape(q.shape)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention: projections, rotary positions, cache.
+
+  Attributes:
+    heads: H.
+    kv_heads: N.
+    head_dim: K.
+    bias: whether the projections have biases.
+    qk_norm: RMSNorm of each query and key head (Dehghani et al. 2023, arXiv:2302.05442, sec. 2),
+      with one scale [K] for all heads.
+    out_scale: factor on the initial standard deviation of the output projection.
+    dtype: compute dtype.
+  """
+
+  heads: int
+  kv_heads: int
+  head_dim: int
+  bias: bool = False
+  qk_norm: bool = True
+  out_scale: float = 1.0
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, context: Context, kv=None):
+    """[B, T, D], and this layer's (keys, values) of a cache -> [B, T, D], the updated pair."""
+    batch, length, width = x_BTD.shape
+    layer = functools.partial(dense, bias=self.bias, dtype=self.dtype)
+
+    def project(name: str, heads: int, axis: str) -> jax.Array:
+      y = layer(heads * self.head_dim, ("embed", axis), name=name)(x_BTD)
+      return y.reshape(batch, length, heads, self.head_dim)
+
+    q_BTHK = project("q", self.heads, "heads")
+    k_BTNK = project("k", self.kv_heads, "kv")
+    v_BTNK = project("v", self.kv_heads, "kv")
+    if self.qk_norm:
+      q_BTHK = Norm(axis="head_dim", name="q_norm")(q_BTHK)
+      k_BTNK = Norm(axis="head_dim", name="k_norm")(k_BTNK)
+    if context.rope is not None:
+      q_BTHK, k_BTNK = rotate(q_BTHK, *context.rope), rotate(k_BTNK, *context.rope)
+    k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
+    if kv is not None:
+      at = (0, 0, context.start, 0)
+      k_BNSK = jax.lax.dynamic_update_slice(kv[0], k_BNSK.astype(kv[0].dtype), at)
+      v_BNSK = jax.lax.dynamic_update_slice(kv[1], v_BNSK.astype(kv[1].dtype), at)
+      kv = (k_BNSK, v_BNSK)
+    mixed_BTHK = attention(
+      q_BTHK,
+      k_BNSK,
+      v_BNSK,
+      segments=context.segments,
+      key_segments=context.key_segments,
+      start=context.start,
+    )
+    out = layer(width, ("heads", "embed"), scale=self.out_scale, name="o")
+    return out(mixed_BTHK.reshape(batch, length, -1)), kv

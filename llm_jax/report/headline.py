@@ -1,0 +1,147 @@
+"""The first screen: what the run made, and whether it passed its own checks."""
+
+from typing import Any
+
+from llm_jax.report.load import Run
+from llm_jax.report.markup import (
+  DASH,
+  Html,
+  count,
+  dig,
+  el,
+  join,
+  minus,
+  missing,
+  number,
+  percent,
+  real,
+  rows,
+  seconds,
+  section,
+  size,
+  table,
+)
+
+
+def headline(run: Run) -> Html:
+  """Returns the strip of key figures and the table of checks."""
+  checks = rows(run.summary, "checks")
+  verdict = _verdict(checks)
+  lead = join(
+    (
+      "One run of the whole path: raw pages to documents, documents to a language model, the "
+      "language model to one that answers, and answers that were improved with preferences. ",
+      verdict,
+    )
+  )
+  tiles = [_tile(*tile) for tile in _tiles(run.summary)]
+  body = [el("dl", *tiles, cls="tiles"), el("h3", "Checks")]
+  body.append(_checks(checks) if checks else missing("checks"))
+  return section("headline", "The run in figures", lead, *body)
+
+
+def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+  """(name, value, remark) of each key figure."""
+  train, held = dig(summary, "data.splits.train"), dig(summary, "data.splits.validation")
+  total = lambda key: sum(number(dig(part, key)) or 0 for part in (train, held)) or None  # noqa: E731
+  first = next(iter(rows(summary, "data.funnel")), {})
+  device = dig(summary, "machine.device")
+  sft = dig(summary, "policies.sft") or {}
+  reduction = number(dig(summary, "pretrain.reduction"))
+  bpb = number(dig(summary, "pretrain.bits_per_byte"))
+  unigram = dig(summary, "pretrain.unigram_bits_per_byte")
+  return [
+    ("Documents", count(total("documents")), f"of {count(first.get('documents'))} read"),
+    ("Tokens", count(total("tokens")), f"from {size(total('bytes'))} of text"),
+    ("Parameters", count(dig(summary, "pretrain.parameters")), _trained_on(summary)),
+    (
+      "Bits per byte",
+      real(bpb),
+      f"unigram {real(unigram)}"
+      + (minus(f", {-100 * reduction:+.0f} %") if reduction is not None else ""),
+    ),
+    ("SFT answers that end", percent(sft.get("end_rate")), _base(summary, "end_rate")),
+    _reward_tile(summary),
+    ("DPO beats SFT", *_win(summary, "dpo_vs_sft")),
+    ("PPO beats SFT", *_win(summary, "ppo_vs_sft")),
+    ("Total time", seconds(dig(summary, "time.total")), str(device) if device else ""),
+    ("Peak memory", _gib(dig(summary, "peak_memory_gib")), _cores(summary)),
+  ]
+
+
+def _tile(name: str, value: str, remark: str) -> Html:
+  cls = "empty" if value == DASH else None
+  remark = "not recorded" if value == DASH else remark
+  return el("div", el("dt", name), el("dd", value, cls=cls), el("dd", remark, cls="remark"))
+
+
+def _trained_on(summary: dict[str, Any]) -> str:
+  tokens = dig(summary, "pretrain.tokens")
+  return f"trained on {count(tokens)} tokens" if number(tokens) is not None else ""
+
+
+def _base(summary: dict[str, Any], name: str) -> str:
+  value = number(dig(summary, f"policies.base.{name}"))
+  return f"base {percent(value)}" if value is not None else ""
+
+
+def _reward_tile(summary: dict[str, Any]) -> tuple[str, str, str]:
+  """The mean over kinds of rejected answers, and that of the control."""
+  means = []
+  for path in ("reward.accuracy", "reward.shuffled"):
+    found = dig(summary, path)
+    values = [x for v in found.values() if (x := number(v)) is not None] if found else []
+    means.append(sum(values) / len(values) if values else None)
+  control = f"control {percent(means[1])}" if means[1] is not None else "mean over kinds"
+  return "Reward model accuracy", percent(means[0]), control
+
+
+def _win(summary: dict[str, Any], name: str) -> tuple[str, str]:
+  rate, se = (number(dig(summary, f"win_rates.{name}.{key}")) for key in ("rate", "se"))
+  n = number(dig(summary, f"win_rates.{name}.n"))
+  remark = f"± {percent(se)}" if se is not None else ""
+  return percent(rate), f"{remark}{f', {count(n)} questions' if n is not None else ''}".lstrip(", ")
+
+
+def _gib(value: Any) -> str:
+  return f"{real(value)} GiB" if number(value) is not None else DASH
+
+
+def _cores(summary: dict[str, Any]) -> str:
+  cores = number(dig(summary, "machine.cores"))
+  return f"{cores:.0f} CPU cores" if cores is not None else ""
+
+
+def _passed(check: dict[str, Any]) -> bool | None:
+  passed = check.get("pass")
+  return passed if isinstance(passed, bool) else None
+
+
+def _verdict(checks: list[dict[str, Any]]) -> Html:
+  if not checks:
+    return el("b", "The run recorded no checks.")
+  good = sum(_passed(check) is True for check in checks)
+  if good == len(checks):
+    return el("b", f"All {good} checks pass.")
+  bad = [str(check.get("name")) for check in checks if _passed(check) is not True]
+  return el("b", f"{good} of {len(checks)} checks pass; look at: {', '.join(bad)}.")
+
+
+def _checks(checks: list[dict[str, Any]]) -> Html:
+  marks = {True: ("✓ pass", "good"), False: ("✗ fail", "bad"), None: ("not judged", "muted")}
+  body = []
+  for check in checks:
+    text, cls = marks[_passed(check)]
+    body.append(
+      (check.get("name"), _value(check.get("value")), _value(check.get("target")),
+       el("span", text, cls=f"verdict {cls}"))
+    )  # fmt: skip
+  return table(("Check", "Value", "Target", "Result"), body, cls="stack checks")
+
+
+def _value(value: Any) -> str:
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if number(value) is None:
+    return DASH if value is None else str(value)
+  return count(value) if isinstance(value, int) else real(value, 4)

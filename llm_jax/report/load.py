@@ -1,0 +1,118 @@
+"""What a finished or half-finished run left behind: summary.json, config.json and the metrics."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from llm_jax.errors import UserError
+from llm_jax.report.markup import number
+
+ORDER = ("pretrain", "sft", "reward", "dpo", "ppo")
+RESERVED = ("step", "time")
+
+
+@dataclasses.dataclass
+class Curves:
+  """The metrics of one stage as columns, at most `points` long.
+
+  Attributes:
+    steps: [N] the step of each point (of the last row, where rows were averaged).
+    times: [N] seconds since the stage's first row.
+    series: name -> [N] values, None where a row lacks the name.
+    rows: how many rows the file has.
+    unreadable: how many lines were no JSON object, as the last one of a killed run may be.
+  """
+
+  steps: list[float]
+  times: list[float]
+  series: dict[str, list[float | None]]
+  rows: int
+  unreadable: int
+
+
+@dataclasses.dataclass
+class Run:
+  """Everything that a report is made from."""
+
+  workdir: Path
+  summary: dict[str, Any]
+  config: dict[str, Any] | None
+  curves: dict[str, Curves]
+
+
+def load(workdir: Path | str, points: int = 500) -> Run:
+  """Reads a run; stages without metrics are left out.
+
+  Raises:
+    UserError: there is nothing to report, or a file is not what its name says.
+  """
+  workdir = Path(workdir)
+  if not workdir.is_dir():
+    raise UserError(f"{workdir}: no such run; make one with `python -m experiments.pipeline`")
+  summary = _object(workdir / "summary.json")
+  curves = {}
+  for path in sorted(workdir.glob("*/metrics.jsonl"), key=lambda p: _rank(p.parent.name)):
+    stage = read_curves(path, points)
+    if stage.series:
+      curves[path.parent.name] = stage
+  if summary is None and not curves:
+    raise UserError(
+      f"{workdir}: neither summary.json nor <stage>/metrics.jsonl; run a stage of the pipeline first"
+    )
+  return Run(workdir, summary or {}, _object(workdir / "config.json"), curves)
+
+
+def read_curves(path: Path, points: int) -> Curves:
+  """Reads a metrics.jsonl. A step that was written twice (a resumed run) keeps its later row."""
+  by_step: dict[float, dict[str, Any]] = {}
+  unreadable = 0
+  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      step = number(row["step"])
+      if step is None:
+        raise ValueError("step is no number")
+      by_step[step] = by_step.get(step, {}) | row
+    except (ValueError, KeyError, TypeError):
+      unreadable += 1
+  rows = [by_step[step] for step in sorted(by_step)]
+  first = number(rows[0].get("time")) or 0.0 if rows else 0.0
+  # Times are kept as they are if they already count from the start of the stage.
+  origin = first if first > 1e8 else 0.0
+  width = max(1, math.ceil(len(rows) / points))
+  groups = [rows[i : i + width] for i in range(0, len(rows), width)]
+  names = {name: None for row in rows for name in row if name not in RESERVED}
+  series = {name: [_mean(group, name) for group in groups] for name in names}
+  return Curves(
+    steps=[group[-1]["step"] for group in groups],
+    times=[max(0.0, (number(group[-1].get("time")) or origin) - origin) for group in groups],
+    series={name: x for name, x in series.items() if any(v is not None for v in x)},
+    rows=len(rows),
+    unreadable=unreadable,
+  )
+
+
+def _mean(group: list[dict[str, Any]], name: str) -> float | None:
+  """The average over the rows that have the name, to six significant digits."""
+  found = [x for row in group if (x := number(row.get(name))) is not None]
+  return float(f"{sum(found) / len(found):.6g}") if found else None
+
+
+def _rank(stage: str) -> tuple[int, str]:
+  return (ORDER.index(stage) if stage in ORDER else len(ORDER), stage)
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+  if not path.exists():
+    return None
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(f"{path}: not JSON ({error}); repair or delete it") from error
+  if not isinstance(found, dict):
+    raise UserError(f"{path}: expected a JSON object, found a {type(found).__name__}")
+  return found

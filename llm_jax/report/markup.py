@@ -1,0 +1,172 @@
+"""Small pieces of HTML: escaping, number formats, tables, bars and chips.
+
+Everything that a run wrote (page text, model answers, names of metrics) is untrusted. A piece of
+finished HTML has the type `Html`; every other value is escaped when it is put into one.
+"""
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+DASH = "–"
+POLICIES = ("base", "sft", "dpo", "ppo")
+NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
+
+
+class Html(str):
+  """A string that is already HTML."""
+
+
+def esc(value: Any) -> Html:
+  """Returns `value` as HTML: as it is if it is `Html`, else escaped (quotes too)."""
+  if isinstance(value, Html):
+    return value
+  return Html(html.escape("" if value is None else str(value), quote=True))
+
+
+def join(parts: Iterable[Any], between: str = "") -> Html:
+  """Returns the escaped parts, one after the other."""
+  return Html(between.join(esc(part) for part in parts))
+
+
+def el(tag: str, *children: Any, **attributes: Any) -> Html:
+  """Returns an element. `cls` is class, `_` in a name is `-`, None leaves an attribute out."""
+  text = "".join(
+    f' {"class" if name == "cls" else name.replace("_", "-")}="{esc(value)}"'
+    for name, value in attributes.items()
+    if value is not None
+  )
+  return Html(f"<{tag}{text}>{join(children)}</{tag}>")
+
+
+def number(value: Any) -> float | None:
+  """Returns a finite float, or None for everything that is not one."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return None
+  return float(value) if math.isfinite(value) else None
+
+
+def minus(text: str) -> str:
+  """Returns the text with a true minus sign, as wide as a digit."""
+  return text.replace("-", "−")
+
+
+def count(value: Any) -> str:
+  """1234567 -> 1.23 M; whole numbers below 100 000 keep every digit."""
+  x = number(value)
+  if x is None:
+    return DASH
+  for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    if abs(x) >= max(size, 1e5):
+      return minus(f"{x / size:.3g} {unit}") if abs(x) / size < 999.5 else f"{x / size:.0f} {unit}"
+  return minus(f"{x:,.0f}".replace(",", " ")) if x == int(x) else real(x)
+
+
+def size(value: Any) -> str:
+  """Bytes: 1234567 -> 1.23 MB (decimal units)."""
+  x = number(value)
+  if x is None:
+    return DASH
+  for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    if abs(x) >= scale:
+      return f"{x / scale:.0f} {unit}" if x / scale >= 99.95 else f"{x / scale:.3g} {unit}"
+  return f"{x:.0f} B"
+
+
+def seconds(value: Any) -> str:
+  """Seconds: 0.5 s, 42 s, 3 min 20 s, 1 h 02 min."""
+  x = number(value)
+  if x is None:
+    return DASH
+  if x < 9.95:
+    return f"{x:.1f} s"
+  whole = round(x)
+  if whole < 60:
+    return f"{whole} s"
+  if whole < 3600:
+    return f"{whole // 60} min {whole % 60:02d} s"
+  return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+  """A fraction: 0.431 -> 43.1 %."""
+  x = number(value)
+  return DASH if x is None else minus(f"{100 * x:.{digits}f} %")
+
+
+def real(value: Any, digits: int = 3) -> str:
+  """A number with `digits` significant digits, never in powers of ten between 1e-4 and 1e6."""
+  x = number(value)
+  if x is None:
+    return DASH
+  if x == 0:
+    return "0"
+  if not 1e-4 <= abs(x) < 1e6:
+    return minus(f"{x:.{digits - 1}e}")
+  whole = len(str(int(abs(x)))) if abs(x) >= 1 else 0
+  decimals = max(0, digits - whole) if whole else digits - 1 - math.floor(math.log10(abs(x)))
+  return minus(f"{x:.{decimals}f}")
+
+
+def clip(text: Any, limit: int) -> str:
+  """Returns at most `limit` characters, and says how many more there were."""
+  text = "" if text is None else str(text)
+  if len(text) <= limit:
+    return text
+  return f"{text[:limit]} … ({len(text) - limit} more characters)"
+
+
+def dig(tree: Any, path: str) -> Any:
+  """Returns `tree["a"]["b"]` for the path "a.b", or None where there is no such thing."""
+  for key in path.split("."):
+    if not isinstance(tree, dict):
+      return None
+    tree = tree.get(key)
+  return tree
+
+
+def rows(tree: Any, path: str) -> list[dict]:
+  """Returns the dicts of the list at `path`; an absent list is an empty one."""
+  found = dig(tree, path)
+  return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def missing(*paths: str) -> Html:
+  """Returns the plain statement that the run did not record `paths`."""
+  names = join((el("code", path) for path in paths), ", ")
+  return el("p", "Not recorded in this run: ", names, ".", cls="missing")
+
+
+def table(head: Sequence[Any], body: Iterable[Sequence[Any]], cls: str = "") -> Html:
+  """Returns a table; on a narrow screen a `stack` table shows each row as a card."""
+  names = [str(name) for name in head]
+  lines = []
+  for row in body:
+    cells = [el("th", row[0], scope="row")]
+    cells += [el("td", cell, data_label=name) for name, cell in zip(names[1:], row[1:], strict=True)]
+    lines.append(el("tr", *cells))
+  top = el("thead", el("tr", *(el("th", name, scope="col") for name in head)))
+  return el("div", el("table", top, el("tbody", *lines), cls=cls or None), cls="scroll")
+
+
+def bar(fraction: float | None, label: Any, color: str = "muted") -> Html:
+  """Returns a horizontal bar of `fraction` of its cell, with its label."""
+  width = 0.0 if fraction is None else 100 * min(max(fraction, 0.0), 1.0)
+  fill = el("i", style=f"width:{width:.2f}%;background:var(--{color})")
+  return el("span", el("span", fill, cls="track"), el("span", label, cls="num"), cls="bar")
+
+
+def details(summary: Any, *body: Any, cls: str | None = None) -> Html:
+  """Returns a block that opens when its summary is clicked."""
+  return el("details", el("summary", summary), *body, cls=cls)
+
+
+def policy(name: str) -> Html:
+  """Returns the name of a policy with its colour, the same on the whole page."""
+  return el("span", el("i", style=f"background:var(--{name})"), NAMES.get(name, name), cls="policy")
+
+
+def section(name: str, title: str, lead: Any, *body: Any) -> Html:
+  """Returns a section with an anchor, a title and the sentences on what to look at."""
+  return el("section", el("h2", title), el("p", lead, cls="lead"), *body, id=name)

@@ -1,0 +1,175 @@
+"""A run's directory: its config, overrides and provenance, written once and compared ever after."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_jax.errors import UserError
+
+PACKAGES = (
+  "llm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+  "tensorflow-datasets", "sentencepiece", "trafilatura", "warcio", "ftfy", "xxhash",
+)  # fmt: skip
+MAX_DIFF = 200_000  # Characters of `git diff` kept.
+
+_SECRETS = (
+  # name = value, where the name says that the value is a secret.
+  (
+    re.compile(
+      r"""(?ix) ( [\w-]* (?: api_?key | access_?key | secret | passwo?r?d | credential
+          | (?<![a-z]) token (?![a-z]) ) [\w-]* ["']? \s* [:=] \s* ["']? ) [^\s"',;]{8,} """
+    ),
+    r"\1[redacted]",
+  ),
+  # Values whose shape is that of a well-known secret, whatever they are called.
+  (re.compile(r"\b(hf_|gh[opsu]_|github_pat_|sk-|AKIA|xox[abp]-)[\w-]{12,}"), "[redacted]"),
+  (re.compile(r"(://)[^/\s:@]+:[^/\s@]+@"), r"\1[redacted]@"),
+)
+
+
+def start(
+  cfg: Any,
+  workdir: str | os.PathLike[str],
+  overrides: Mapping[str, Any] | None = None,
+  argv: Sequence[str] = (),
+) -> None:
+  """Makes `workdir` the directory of a run of `cfg`, or checks that it is one already.
+
+  Writes config.json (every field), overrides.json (the fields that the command line set) and
+  info.json (one entry a launch: time, command, versions, git revision and diff; never the
+  environment, and with secrets redacted). Each file appears whole or not at all.
+
+  Args:
+    cfg: a dataclass of llm_jax.config.
+    workdir: made if missing.
+    overrides: dotted field name -> value.
+    argv: the command, for info.json.
+
+  Raises:
+    UserError: if the directory belongs to a run of another config (nothing is written then), or
+      cannot be written.
+  """
+  path = pathlib.Path(workdir)
+  resolved = dataclasses.asdict(cfg)
+  if (path / "config.json").exists():
+    _check_same(resolved, _read(path / "config.json"), path)
+  launches = _read(path / "info.json") if (path / "info.json").exists() else []
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", resolved)
+    write_json(path / "overrides.json", dict(overrides or {}))
+    write_json(path / "info.json", [*launches, provenance(argv)])
+  except OSError as error:
+    raise UserError(
+      f"--workdir={path} cannot be written ({error.strerror}): use another --workdir"
+    ) from error
+
+
+def provenance(argv: Sequence[str] = ()) -> dict[str, Any]:
+  """When, how and from which code a run was launched, with secrets redacted."""
+  return {
+    "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "command": [redact(word) for word in argv],
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "versions": _versions(),
+    "git": _git(pathlib.Path(__file__).resolve().parents[1]),
+  }
+
+
+def redact(text: str) -> str:
+  """Returns `text` without values that are, or are named as, a password or a key."""
+  for pattern, replacement in _SECRETS:
+    text = pattern.sub(replacement, text)
+  return text
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes `value` as JSON so that a reader sees the old file or the new one, never a part."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+  temporary.replace(path)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns {"optimizer.lr": 0.001, ...} for nested dicts."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _check_same(new: Mapping[str, Any], old: Any, path: pathlib.Path) -> None:
+  # Through JSON, so that a tuple equals the list that it became in the file.
+  new, old = flatten(json.loads(json.dumps(new, default=str))), flatten(old)
+  absent = object()
+  differing = [
+    f"config.{name} is {_show(old, name)} there and {_show(new, name)} now"
+    for name in sorted({*new, *old})
+    if new.get(name, absent) != old.get(name, absent)
+  ]
+  if differing:
+    more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+    raise UserError(
+      f"{path} holds a run of another config: {', '.join(differing[:4])}{more}; "
+      "use another --workdir or delete it"
+    )
+
+
+def _show(flat: Mapping[str, Any], name: str) -> str:
+  return json.dumps(flat[name]) if name in flat else "absent"
+
+
+def _read(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{path} cannot be read as JSON ({error}): use another --workdir or delete it"
+    ) from error
+
+
+def _versions() -> dict[str, str]:
+  versions = {}
+  for package in PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = ""
+  return versions
+
+
+def _git(root: pathlib.Path) -> dict[str, Any]:
+  """Revision, changed files and diff of the source tree; empty where it is not a checkout."""
+  if not (root / ".git").exists():
+    return {"revision": "", "status": [], "diff": ""}
+  diff = redact(_run_git(root, "diff", "HEAD"))
+  if len(diff) > MAX_DIFF:
+    diff = diff[:MAX_DIFF] + f"\n[{len(diff) - MAX_DIFF} more characters]\n"
+  return {
+    "revision": _run_git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip(),
+    "status": _run_git(root, "status", "--porcelain").splitlines(),
+    "diff": diff,
+  }
+
+
+def _run_git(root: pathlib.Path, *words: str) -> str:
+  """The output of a git command, or "" where git is missing, fails or hangs."""
+  try:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=20, check=False)
+  except (OSError, subprocess.TimeoutExpired) as error:
+    print(f"note: no git information in info.json ({error})", file=sys.stderr)
+    return ""
+  return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""

@@ -1,0 +1,1 @@
+"""Closed-form cost of a model; NumPy at most, never JAX."""

@@ -1,0 +1,119 @@
+"""Parameters, FLOPs and memory of a decoder, in closed form from its configuration."""
+
+import math
+from typing import NamedTuple
+
+from llm_jax.config import Model
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class TrainBytes(NamedTuple):
+  """Memory of a training step on one device, in bytes.
+
+  Attributes:
+    state: float32 parameters, gradients and two Adam moments (16 bytes a parameter). Exact.
+    activations: what the backward pass of one microbatch keeps. An estimate.
+    logits: one chunk of logits and its gradient, the only arrays that the vocabulary makes.
+  """
+
+  state: int
+  activations: int
+  logits: int
+
+  @property
+  def total(self) -> int:
+    """The sum."""
+    return self.state + self.activations + self.logits
+
+
+def parameters(cfg: Model) -> int:
+  """The number of scalars in the parameters of `models.transformer.Transformer`.
+
+  Raises:
+    ValueError: if `cfg.vocab_size` is 0.
+  """
+  width = head_width(cfg)
+  per_norm = cfg.dim * (2 if cfg.norm == "layernorm" and cfg.bias else 1)
+  biases = 0
+  if cfg.bias:
+    inner = mlp_width(cfg) * (2 if cfg.mlp == "gated" else 1)
+    biases = (cfg.heads + 2 * kv_heads(cfg)) * width + inner + 2 * cfg.dim
+  per_layer = _layer_matmuls(cfg) + biases + 2 * per_norm + (2 * width if cfg.qk_norm else 0)
+  embeddings = _vocabulary(cfg) * cfg.dim * (1 if cfg.tied else 2)
+  positions = cfg.max_length * cfg.dim if cfg.position == "learned" else 0
+  return embeddings + positions + cfg.layers * per_layer + per_norm
+
+
+def matmul_parameters(cfg: Model) -> int:
+  """The scalars that multiply every token: no table look-ups, norms or biases; the head counts."""
+  return cfg.layers * _layer_matmuls(cfg) + _vocabulary(cfg) * cfg.dim
+
+
+def forward_flops_per_token(cfg: Model, length: int) -> int:
+  """FLOPs of a forward pass per token in rows of `length`, a multiply-add being two.
+
+  2 N + 4 L H K T: N `matmul_parameters`, and scores and their use over all T keys of L layers of
+  H heads of width K. The causal half is counted too, as is usual (Chowdhery et al. 2022,
+  arXiv:2204.02311, appendix B) and as this decoder computes it.
+  """
+  attention = 4 * cfg.layers * cfg.heads * head_width(cfg) * length
+  return 2 * matmul_parameters(cfg) + attention
+
+
+def train_flops_per_token(cfg: Model, length: int) -> int:
+  """Model FLOPs of forward and backward per token: three forwards; recomputation is not counted."""
+  return 3 * forward_flops_per_token(cfg, length)
+
+
+def train_bytes(cfg: Model, rows: int, length: int, chunk: int = 1024) -> TrainBytes:
+  """Memory of a training step whose microbatch is [rows, length] on one device.
+
+  Args:
+    cfg: the decoder.
+    rows: rows of a microbatch on the device.
+    length: tokens a row.
+    chunk: tokens whose logits exist at once (losses/token.py).
+  """
+  size, tokens = BYTES[cfg.dtype], rows * length
+  heads = (cfg.heads + 2 * kv_heads(cfg)) * head_width(cfg)
+  inner = mlp_width(cfg) * (4 if cfg.mlp == "gated" else 3)
+  # Residual stream, norms and outputs of both halves; projections twice (before and after the
+  # rotation); the two or three inner arrays of the MLP and their product.
+  per_token = size * (6 * cfg.dim + 2 * heads + cfg.heads * head_width(cfg) + inner)
+  # Scores in float32 and the weights, both [H, T] a token.
+  per_token += cfg.heads * length * (4 + size)
+  if cfg.remat == "full":
+    # Each layer's input, and one layer's inside at a time.
+    activations = tokens * (cfg.layers * size * cfg.dim + per_token)
+  else:
+    activations = tokens * cfg.layers * per_token
+  logits = 2 * 4 * min(chunk, tokens) * _vocabulary(cfg)
+  return TrainBytes(16 * parameters(cfg), activations, logits)
+
+
+def head_width(cfg: Model) -> int:
+  """K, the width of an attention head."""
+  return cfg.head_dim if cfg.head_dim else cfg.dim // cfg.heads
+
+
+def kv_heads(cfg: Model) -> int:
+  """The number of key-value heads."""
+  return cfg.kv_heads if cfg.kv_heads else cfg.heads
+
+
+def mlp_width(cfg: Model) -> int:
+  """F, the inner width of the feed-forward block."""
+  usual = 8 * cfg.dim / 3 if cfg.mlp == "gated" else 4 * cfg.dim
+  return cfg.hidden if cfg.hidden else math.ceil(usual / 32) * 32
+
+
+def _layer_matmuls(cfg: Model) -> int:
+  attention = 2 * cfg.dim * (cfg.heads + kv_heads(cfg)) * head_width(cfg)
+  return attention + cfg.dim * mlp_width(cfg) * (3 if cfg.mlp == "gated" else 2)
+
+
+def _vocabulary(cfg: Model) -> int:
+  if cfg.vocab_size < 1:
+    raise ValueError(f"vocab_size must be set, got {cfg.vocab_size}")
+  return cfg.vocab_size

@@ -1,0 +1,133 @@
+"""Drawing answers to questions, and log-probs of given tokens: what online stages share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from llm_jax import config
+from llm_jax.data import batches, chat
+from llm_jax.data.preferences import Answer
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.generate import Rollout, rollout_to_batch, sample
+from llm_jax.losses import token
+from llm_jax.models.transformer import Transformer
+from llm_jax.stages import training
+from llm_jax.types import Batch, Params
+
+PROMPT_TOKENS = 64  # Room for a question; a longer one loses its oldest tokens.
+_ROWS = 256  # Rows per call of the sampler.
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """Sampled answers and the arrays behind them.
+
+  Attributes:
+    answers: [Q][n] texts.
+    batch: LM batch of Q * n rows, a question's samples side by side; numpy.
+    ended: [Q * n] bool, whether the model closed its turn.
+  """
+
+  answers: list[list[Answer]]
+  batch: Batch
+  ended: np.ndarray
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+  """The tokens that a model sees before it answers."""
+  return chat.prompt(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def draw(
+  model: Transformer,
+  params: Params,
+  tokenizer: Tokenizer,
+  prompts: Sequence[list[int]],
+  sampling: config.Sampling,
+  *,
+  seed: int,
+  samples: int = 1,
+  stop: str = "",
+) -> Drawn:
+  """Draws `samples` answers to each of `prompts`; row r of a seed is the same in any batch.
+
+  Args:
+    model: a decoder.
+    params: its parameters.
+    tokenizer: of the model.
+    prompts: token lists.
+    sampling: temperature, truncation, length.
+    seed: of the draws.
+    samples: answers per prompt.
+    stop: a text that ends an answer as well (for a base model, which knows no turns).
+  """
+  rows = [p for p in prompts for _ in range(samples)]
+  root = jax.random.key(seed)
+  rollouts = []
+  for start in range(0, len(rows), _ROWS):
+    part = rows[start : start + _ROWS]
+    # A short last call is padded, so that there is one shape to compile.
+    tokens, mask = batches.prompt_batch(part + [part[-1]] * (_ROWS - len(part)), PROMPT_TOKENS)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(
+      np.arange(start, start + _ROWS, dtype=np.uint32)
+    )
+    out = jax.device_get(roll(model, params, tokenizer, tokens, mask, keys, sampling))
+    rollouts.append(jax.tree.map(lambda x, n=len(part): x[:n], out))
+  rollout = jax.tree.map(lambda *x: np.concatenate(x), *rollouts)
+  texts = [_answer(tokenizer, rollout, i, stop) for i in range(len(rows))]
+  answers = [texts[i : i + samples] for i in range(0, len(rows), samples)]
+  return Drawn(answers, jax.device_get(rollout_to_batch(rollout)), rollout.ended)
+
+
+def roll(model, params, tokenizer, tokens, mask, keys, sampling: config.Sampling) -> Rollout:
+  """One call of the sampler with a config's settings."""
+  return sample(
+    model,
+    params,
+    tokens,
+    mask,
+    keys,
+    max_new=sampling.max_new,
+    temperature=sampling.temperature,
+    top_k=sampling.top_k,
+    top_p=sampling.top_p,
+    end_id=tokenizer.end_id,
+    pad_id=tokenizer.pad_id,
+  )
+
+
+def logps_fn(model: Transformer, temperature: float = 1.0) -> Callable[[Params, Batch], jax.Array]:
+  """Returns a jitted (params, LM batch) -> [B, T] float32 log-probs of the targets, in nats."""
+  apply = training.decoder_apply(model)
+
+  @jax.jit
+  def logps(params: Params, batch: Batch) -> jax.Array:
+    out = apply(params, batch, jax.random.key(0))
+    stats = token.token_stats(
+      out.hidden, out.head, batch["targets"], temperature=temperature
+    )
+    return stats.logps * batch["mask"]
+
+  return logps
+
+
+def in_rows(fn: Callable[[Batch], jax.Array], batch: Batch, rows: int = _ROWS) -> np.ndarray:
+  """Applies `fn` to `rows` rows at a time; the last part is padded, so that one shape compiles."""
+  size = len(batch["tokens"])
+  parts = []
+  for start in range(0, size, rows):
+    index = np.minimum(np.arange(start, start + rows), size - 1)
+    part = jax.tree.map(lambda x, i=index: x[i], dict(batch))
+    parts.append(np.asarray(fn(part))[: size - start])
+  return np.concatenate(parts)
+
+
+def _answer(tokenizer: Tokenizer, rollout: Rollout, row: int, stop: str) -> Answer:
+  drawn = rollout.tokens[row][rollout.mask[row] > 0]
+  text = tokenizer.decode([int(t) for t in drawn])
+  if stop and stop in text.lstrip():
+    return Answer(text.lstrip().split(stop)[0].strip(), True)
+  return Answer(text.strip(), bool(rollout.ended[row]))

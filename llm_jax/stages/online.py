@@ -1,0 +1,101 @@
+"""Online learning as a feed: sample -> score -> label, cut into minibatches for the one step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.types import Batch, TrainState
+
+
+@dataclasses.dataclass
+class OnlineFeed:
+  """Batches from the policy itself.
+
+  `collect` is the algorithm: it samples, scores and labels one rollout with the state that it is
+  given, and returns a host batch with one row an answer, and the rollout's metrics. The feed
+  shuffles the rows into minibatches, `epochs` times over.
+
+  Attributes:
+    collect: (state, iteration, carried) -> (batch, metrics).
+    rows: rows of a minibatch; must divide the rollout's.
+    epochs: passes over a rollout.
+    seed: of the minibatches' order.
+    carried: what outlives an iteration, such as a KL controller; a JSON-able dict that `collect`
+      may change, saved with every checkpoint.
+    max_approxkl: drops the rest of an iteration's minibatches once the update's approximate KL
+      exceeds it; 0 never does.
+  """
+
+  collect: Callable[[TrainState, int, dict[str, Any]], tuple[Batch, dict[str, float]]]
+  rows: int
+  epochs: int
+  seed: int
+  carried: dict[str, Any] = dataclasses.field(default_factory=dict)
+  max_approxkl: float = 0.0
+
+  def __post_init__(self):
+    self.wants_metrics = self.max_approxkl > 0
+    self._iteration = 0
+    self._used = 0  # Minibatches of this iteration that were handed out.
+    self._rollout: Batch | None = None
+    self._metrics: dict[str, float] = {}
+    self._stopped = False
+
+  def next(self, state: TrainState) -> Batch:
+    """The next minibatch; samples a new rollout when the last one is used up."""
+    if self._rollout is None or self._stopped or self._used >= self._count():
+      if self._rollout is not None:
+        self._iteration += 1
+      self._rollout, self._metrics = self.collect(
+        state, self._iteration, self.carried
+      )
+      self._used, self._stopped = 0, False
+    index = self._order(self._used)
+    self._used += 1
+    return jax.tree.map(lambda x: x[index], self._rollout)
+
+  def metrics(self) -> dict[str, float]:
+    """Metrics of the newest rollout."""
+    return self._metrics
+
+  def observe(self, step: int, metrics: dict[str, float]) -> None:
+    """Stops an iteration whose last update went too far."""
+    if 0 < self.max_approxkl < metrics.get("policy/approxkl", 0.0):
+      self._stopped = True
+
+  def get_state(self) -> dict[str, Any]:
+    """JSON-able; holds the rollout, so that a resumed run is the same to the bit."""
+    rollout = self._rollout and {
+      k: [v.dtype.name, list(v.shape), v.tobytes().hex()] for k, v in self._rollout.items()
+    }
+    return {
+      "iteration": self._iteration,
+      "used": self._used,
+      "stopped": self._stopped,
+      "carried": dict(self.carried),
+      "metrics": self._metrics,
+      "rollout": rollout,
+    }
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Takes back what `get_state` gave."""
+    self._iteration, self._used = state["iteration"], state["used"]
+    self._stopped, self._metrics = state["stopped"], dict(state["metrics"])
+    self.carried.update(state["carried"])
+    self._rollout = state["rollout"] and {
+      k: np.frombuffer(bytes.fromhex(data), dtype).reshape(shape)
+      for k, (dtype, shape, data) in state["rollout"].items()
+    }
+
+  def _count(self) -> int:
+    return self.epochs * (len(self._rollout["tokens"]) // self.rows)
+
+  def _order(self, used: int) -> np.ndarray:
+    """Rows of minibatch `used`: a new permutation for every pass."""
+    size = len(self._rollout["tokens"])
+    epoch, part = divmod(used, size // self.rows)
+    rng = np.random.default_rng([self.seed, self._iteration, epoch])
+    return rng.permutation(size)[part * self.rows : (part + 1) * self.rows]

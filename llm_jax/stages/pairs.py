@@ -1,0 +1,68 @@
+"""Preference pairs as token batches: what the reward model and DPO train on."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from llm_jax.data import batches, chat, preferences
+from llm_jax.data.preferences import Answer, Pair
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError, nearest
+from llm_jax.types import Batch
+
+Tokens = tuple[list[int], list[int]]  # Tokens and mask of one conversation.
+
+
+def load(directory: str, split: str, kinds: str = "") -> list[Pair]:
+  """Reads the pairs of one split, only those of `kinds` (comma-separated) if it is not "".
+
+  Raises:
+    UserError: if there are none.
+  """
+  path = pathlib.Path(directory) / f"{split}.jsonl"
+  if not path.exists():
+    raise UserError(
+      f"{path} is missing: run `python -m experiments.preferences --workdir={directory}`, "
+      "or set --config.preferences"
+    )
+  pairs = preferences.read(path)
+  wanted = {kind.strip() for kind in kinds.split(",") if kind.strip()}
+  there = {pair.kind for pair in pairs}
+  for kind in sorted(wanted - there):
+    raise UserError(f"no pairs of kind {kind!r} in {path}{nearest(kind, there)}")
+  pairs = [pair for pair in pairs if not wanted or pair.kind in wanted]
+  if not pairs:
+    raise UserError(f"{path} holds no preference pairs")
+  return pairs
+
+
+def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], length: int) -> list[dict[str, Tokens]]:
+  """Each pair as {"chosen": (tokens, mask), "rejected": (tokens, mask)}."""
+  return [
+    {
+      side: conversation(tokenizer, pair.prompt, getattr(pair, side), length)
+      for side in ("chosen", "rejected")
+    }
+    for pair in pairs
+  ]
+
+
+def conversation(tokenizer: Tokenizer, prompt: str, answer: Answer, length: int) -> Tokens:
+  """(tokens, mask) of a question and an answer; an answer that never ended has no turn end."""
+  tokens, mask = chat.render(
+    tokenizer,
+    [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.text}],
+    length + 1,
+  )
+  return (tokens, mask) if answer.ended else (tokens[:-1], mask[:-1])
+
+
+def in_order(encoded: Sequence[dict[str, Tokens]], length: int, rows: int) -> Iterator[Batch]:
+  """Pair batches in order; the last one is padded with rows whose `weight` is 0."""
+  for start in range(0, len(encoded), rows):
+    index = np.arange(start, start + rows)
+    part = [encoded[i] for i in np.minimum(index, len(encoded) - 1)]
+    yield batches.pair_batch(part, length) | {
+      "weight": (index < len(encoded)).astype(np.float32)
+    }

@@ -1,0 +1,184 @@
+"""PPO with its four roles: policy, frozen reference, reward model, critic."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from llm_jax import config, spec
+from llm_jax.data import batches
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError
+from llm_jax.generate import Rollout, rollout_to_batch
+from llm_jax.losses import objectives, returns
+from llm_jax.models import heads
+from llm_jax.models.transformer import Transformer
+from llm_jax.stages import answers, labels, runs, scores, training
+from llm_jax.stages.online import OnlineFeed
+from llm_jax.train import parallel
+from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
+
+
+def run(
+  cfg: config.Ppo,
+  workdir: str,
+  *,
+  loss: Callable | None = None,
+  score: Callable[[Params, Batch], jax.Array] | None = None,
+) -> TrainState:
+  """Optimises the model of `cfg.init` against the reward model of `cfg.reward`.
+
+  Args:
+    cfg: the configuration.
+    workdir: where the run goes.
+    loss: swaps the policy loss.
+    score: swaps the reward: (reward model's params, LM batch of whole conversations) -> [B].
+  """
+  cfg.validate()
+  tokenizer = runs.tokenizer(cfg.prepared)
+  reference, judge = runs.load(cfg.init, "init"), runs.load(cfg.reward, "reward")
+  if "head" not in judge.params:
+    raise UserError(f"{cfg.reward} holds no reward model: set --config.reward")
+  runs.save_shape(workdir, reference.shape)
+  model, place = reference.model, parallel.make(cfg.mesh)
+  prompts = [
+    answers.prompt_tokens(tokenizer, q.prompt) for q in runs.asked(cfg.prepared, "train")
+  ]
+  score = score or scores.reward_model(heads.Scorer.from_config(judge.shape))
+  first = answers.draw(
+    model, reference.params, tokenizer, prompts[:256], cfg.sampling, seed=cfg.seed
+  )
+  normal = scores.standard(score, judge.params, first.batch)
+  critic = heads.Critic.from_config(judge.shape)
+  feed = OnlineFeed(
+    Collector(
+      cfg, tokenizer, prompts, place, model, critic, reference.params, judge.params, score, normal
+    ),
+    rows=cfg.batch,
+    epochs=cfg.epochs,
+    seed=cfg.seed,
+    carried={"kl_coef": cfg.kl_init},
+    max_approxkl=cfg.max_approxkl,
+  )
+  objective = objectives.actor_critic(
+    policy_apply(model, critic),
+    spec.resolve(loss or cfg.loss, "llm_jax.losses.policy"),
+    spec.resolve(cfg.value_loss, "llm_jax.losses.policy"),
+    value_coef=cfg.value_coef,
+    entropy_coef=cfg.entropy_coef,
+    temperature=cfg.sampling.temperature,
+  )
+
+  def make_params(key: jax.Array) -> Params:
+    return {
+      "policy": training.initializer(model)(key),
+      "critic": training.initializer(critic)(key),
+    }
+
+  return training.train(
+    cfg,
+    workdir,
+    loss_fn=objective,
+    make_params=make_params,
+    loaded={"policy": reference.params, "critic": normal.rescale(judge.params)},
+    feed=feed,
+    place=place,
+  )
+
+
+def policy_apply(model: Transformer, critic: heads.Critic) -> Apply:
+  """Binds policy and critic: hidden states of the one, values of the other."""
+  decoder = training.decoder_apply(model)
+
+  def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
+    values_BT = critic.apply(
+      {"params": params["critic"]}, batch["tokens"], batch["positions"], batch["segments"]
+    )
+    return decoder(params["policy"], batch, rng)._replace(values=values_BT)
+
+  return apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Collector:
+  """One iteration's rollout: sample with the policy, score with the judge, label.
+
+  Attributes:
+    cfg: the configuration.
+    tokenizer: of all four models.
+    prompts: token lists to draw from.
+    place: where the trained state lives.
+    model: the decoder of policy and reference.
+    critic: the critic's module.
+    reference: frozen parameters of the reference.
+    judge: frozen parameters of the reward model.
+    score: (judge, LM batch of whole conversations) -> [B] raw scores.
+    normal: the units of a score.
+  """
+
+  cfg: config.Ppo
+  tokenizer: Tokenizer
+  prompts: Sequence[list[int]]
+  place: parallel.Placement
+  model: Transformer
+  critic: heads.Critic
+  reference: Params
+  judge: Params
+  score: Callable[[Params, Batch], jax.Array]
+  normal: scores.Normal
+
+  def __call__(self, state: TrainState, iteration: int, carried: dict) -> tuple[Batch, dict]:
+    """Returns (host batch, metrics); updates `carried["kl_coef"]` when it is adaptive."""
+    cfg, params = self.cfg, self.place.unreplicate(state.params)
+    rollout = jax.device_get(self._sample(params["policy"], iteration))
+    batch = jax.device_get(rollout_to_batch(rollout))
+    batch |= jax.device_get(self._annotate(params, batch))
+    raw_B = self.score(self.judge, batch)
+    scores_B = (np.asarray(raw_B) - self.normal.mean) / self.normal.std
+    ended_B = rollout.ended.astype(np.float32)
+    labelled, metrics = jax.device_get(self._label(batch, scores_B, ended_B, carried["kl_coef"]))
+    metrics = {name: float(value) for name, value in metrics.items()}
+    metrics["kl_coef"] = carried["kl_coef"]
+    # What sampler and learner disagree on; both are exact here, so this is rounding.
+    gap_BT = np.abs(batch["sampler_logps"] - batch["old_logps"]) * batch["mask"]
+    metrics["rollout/logp_gap"] = float(gap_BT.max())
+    if cfg.kl_target > 0:
+      controller = returns.AdaptiveKL(cfg.kl_init, cfg.kl_target, cfg.kl_horizon)
+      kl = metrics["objective/kl"]
+      carried["kl_coef"] = float(controller.update(carried["kl_coef"], kl, cfg.rollouts))
+    return labelled, metrics
+
+  def _sample(self, policy: Params, iteration: int) -> Rollout:
+    rng = np.random.default_rng([self.cfg.seed, iteration])
+    chosen = rng.integers(len(self.prompts), size=self.cfg.rollouts)
+    tokens, mask = batches.prompt_batch(
+      [self.prompts[i] for i in chosen], answers.PROMPT_TOKENS
+    )
+    root = jax.random.fold_in(jax.random.key(self.cfg.seed), iteration)
+    keys = jax.random.split(root, self.cfg.rollouts)
+    return answers.roll(
+      self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling
+    )
+
+  @functools.cached_property
+  def _label(self):
+    return labels.actor_critic(self.cfg)
+
+  @functools.cached_property
+  def _annotate(self):
+    logps = answers.logps_fn(self.model, self.cfg.sampling.temperature)
+
+    @jax.jit
+    def annotate(params: Params, reference: Params, batch: Batch) -> Batch:
+      values_BT = self.critic.apply(
+        {"params": params["critic"]}, batch["tokens"], batch["positions"], batch["segments"]
+      )
+      return {
+        "old_logps": logps(params["policy"], batch),
+        "ref_logps": logps(reference, batch),
+        "old_values": values_BT * batch["mask"],
+      }
+
+    return lambda params, batch: annotate(params, self.reference, batch)

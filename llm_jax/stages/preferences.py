@@ -1,0 +1,43 @@
+"""Builds preference pairs: true answers against spoilt ones, and an SFT model's best and worst."""
+
+import json
+import os
+import pathlib
+
+from llm_jax import config
+from llm_jax.data import preferences
+from llm_jax.stages import answers, runs
+
+
+def run(cfg: config.Preferences, workdir: str) -> dict[str, dict[str, int]]:
+  """Writes train.jsonl and validation.jsonl; returns the number of pairs per split and kind.
+
+  Questions of the held-out split are answered by the same model, so that the validation pairs
+  hold objects that no stage was trained on.
+  """
+  out = pathlib.Path(workdir)
+  if (out / "counts.json").exists():
+    return json.loads((out / "counts.json").read_text())
+  out.mkdir(parents=True, exist_ok=True)
+  tokenizer = runs.tokenizer(cfg.prepared)
+  policy = runs.load(cfg.init, "init")
+  counts = {}
+  for split, limit in (("train", cfg.questions), ("validation", cfg.validation_questions)):
+    questions = runs.asked(cfg.prepared, split)[:limit]
+    drawn = answers.draw(
+      policy.model,
+      policy.params,
+      tokenizer,
+      [answers.prompt_tokens(tokenizer, q.prompt) for q in questions],
+      cfg.sampling,
+      seed=cfg.seed,
+      samples=cfg.samples,
+    )
+    pairs = preferences.build(questions, drawn.answers, cfg.seed)
+    temporary = out / f"{split}.jsonl.tmp"
+    preferences.write(temporary, pairs)
+    os.replace(temporary, out / f"{split}.jsonl")
+    counts[split] = {k: sum(p.kind == k for p in pairs) for k in preferences.KINDS}
+  # Written last: its presence says that the pairs are complete.
+  (out / "counts.json").write_text(json.dumps(counts, indent=2) + "\n")
+  return counts

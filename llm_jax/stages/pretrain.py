@@ -1,0 +1,106 @@
+"""Pretraining: next-token prediction on packed documents, judged in bits per byte."""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from llm_jax import config, spec
+from llm_jax.data import batches
+from llm_jax.losses import objectives
+from llm_jax.models.transformer import Transformer
+from llm_jax.stages import runs, training
+from llm_jax.train import loop, parallel
+from llm_jax.types import TrainState
+
+
+def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> TrainState:
+  """Pretrains a decoder on `cfg.prepared`; `loss` swaps the token loss."""
+  cfg.validate()
+  token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
+  tokenizer = runs.tokenizer(cfg.prepared)
+  shape = dataclasses.replace(
+    cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size
+  )
+  model = Transformer.from_config(shape)
+  runs.save_shape(workdir, shape)
+  tokens = pathlib.Path(cfg.prepared) / "tokens"
+  place = parallel.make(cfg.mesh)
+  feed = loop.IteratorFeed(
+    batches.pack_documents(tokens / "train.array_record", cfg.length, cfg.batch, cfg.seed)
+  )
+  measure = training.evaluator(
+    objectives.next_token(training.decoder_apply(model), token_loss),
+    place,
+    lambda: validation_batches(cfg),
+  )
+  ratio = tokens_per_byte(cfg.prepared)
+
+  def evaluate(params) -> dict[str, float]:
+    nll = float(measure(params)["nll"].value)
+    return {"eval/loss": nll, "eval/bits_per_byte": nll / math.log(2) * ratio}
+
+  return training.train(
+    cfg,
+    workdir,
+    loss_fn=objectives.next_token(training.decoder_apply(model, train=True), token_loss),
+    make_params=training.initializer(model),
+    feed=feed,
+    evaluate=evaluate,
+    place=place,
+  )
+
+
+def validation_batches(cfg: config.Stage, limit: int = 0):
+  """The held-out documents, packed once in order; at most `limit` batches if it is not 0."""
+  path = pathlib.Path(cfg.prepared) / "tokens" / "validation.array_record"
+  stream = batches.pack_documents(path, cfg.length, cfg.batch, seed=0, epochs=1)
+  return itertools.islice(stream, limit or None)
+
+
+def tokens_per_byte(prepared: str) -> float:
+  """Predicted tokens (document ends included) per UTF-8 byte of the held-out documents."""
+  manifest = json.loads((pathlib.Path(prepared) / "manifest.json").read_text())
+  split = manifest["splits"]["validation"]
+  return split["tokens"] / split["bytes"]
+
+
+def unigram_bits_per_byte(prepared: str, vocab_size: int) -> float:
+  """Bits per byte of an add-one token unigram model of the training split, on the held-out one."""
+  tokens = pathlib.Path(prepared) / "tokens"
+  counts = {
+    split: token_counts(tokens / f"{split}.array_record", vocab_size)
+    for split in ("train", "validation")
+  }
+  probability = (counts["train"] + 1) / (counts["train"].sum() + vocab_size)
+  bits = -(counts["validation"] * np.log2(probability)).sum() / counts["validation"].sum()
+  return float(bits * tokens_per_byte(prepared))
+
+
+def token_counts(path: pathlib.Path, vocab_size: int) -> np.ndarray:
+  """[V] int64, how often each token is a target in the documents at `path`."""
+  source = batches.TokenSource(path)
+  total = np.zeros(vocab_size, np.int64)
+  for i in range(len(source)):
+    total += np.bincount(np.asarray(source[i])[1:], minlength=vocab_size)
+  return total
+
+
+def next_token_table(
+  model: Transformer, params, tokenizer, contexts: list[tuple[str, str]], top: int = 5
+) -> list[dict]:
+  """The `top` likeliest next tokens after each (context, what came next) pair."""
+  rows = []
+  for context, truth in contexts:
+    ids = [tokenizer.bos_id, *tokenizer.encode(context)]
+    logits_BTV = model.apply({"params": params}, np.asarray([ids]), method="logits")
+    p_V = jax.nn.softmax(logits_BTV[0, -1])
+    best = np.argsort(-p_V)[:top]
+    candidates = [[tokenizer.decode([int(i)]), float(p_V[i])] for i in best]
+    rows.append({"context": context, "truth": truth, "candidates": candidates})
+  return rows

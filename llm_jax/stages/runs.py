@@ -1,0 +1,81 @@
+"""What stages read from each other's directories: tokenizers, models, questions, pairs."""
+
+import dataclasses
+import json
+import pathlib
+from typing import NamedTuple
+
+from llm_jax import config
+from llm_jax.data import questions
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError
+from llm_jax.models.transformer import Transformer
+from llm_jax.train import checkpoint
+from llm_jax.types import Params
+
+
+class Run(NamedTuple):
+  """A trained model as an earlier stage left it.
+
+  Attributes:
+    model: the decoder.
+    params: its parameters, or of a reward model {"decoder", "head"}; host arrays.
+    shape: the decoder's configuration.
+  """
+
+  model: Transformer
+  params: Params
+  shape: config.Model
+
+
+def tokenizer(prepared: str) -> Tokenizer:
+  """Loads the tokenizer of a prepared corpus.
+
+  Raises:
+    UserError: if `prepared` holds none.
+  """
+  path = pathlib.Path(prepared)
+  if not (path / "manifest.json").exists():
+    raise UserError(
+      f"{prepared} holds no prepared corpus (no manifest.json): run "
+      f"`python -m experiments.prepare --workdir={prepared}`, or set --config.prepared"
+    )
+  return Tokenizer.load(path / "tokenizer")
+
+
+def asked(prepared: str, split: str) -> list[questions.Question]:
+  """Reads the questions of one split of a prepared corpus.
+
+  Raises:
+    UserError: if the corpus has no questions (only the documentation corpus does).
+  """
+  path = pathlib.Path(prepared) / "questions" / f"{split}.jsonl"
+  if not path.exists():
+    raise UserError(
+      f"{path} is missing: only a corpus prepared with --config.source=pydocs has questions"
+    )
+  return questions.read(path)
+
+
+def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
+  """Writes model.json, so that later stages can rebuild the decoder."""
+  path = pathlib.Path(workdir) / "model.json"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
+
+
+def load(directory: str, field: str) -> Run:
+  """Loads the newest checkpoint of a run, for the config field that named it.
+
+  Raises:
+    UserError: if the directory holds no finished run.
+  """
+  path = pathlib.Path(directory)
+  if not (path / "model.json").exists():
+    raise UserError(
+      f"{directory} holds no trained model (no model.json): run its stage first "
+      f"(`make quickstart` runs all), or set --config.{field}"
+    )
+  shape = config.Model(**json.loads((path / "model.json").read_text()))
+  params = checkpoint.load_params(path / "checkpoints")
+  return Run(Transformer.from_config(shape), params, shape)

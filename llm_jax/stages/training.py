@@ -1,0 +1,105 @@
+"""What every training stage does around its objective: state, step, loop, evaluation."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax import config
+from llm_jax.models.transformer import Transformer
+from llm_jax.train import loop, optim, parallel
+from llm_jax.train.step import make_eval_step, make_train_step, state_maker
+from llm_jax.types import Apply, Batch, LossFn, Mean, Outputs, Params, TrainState
+
+
+def decoder_apply(model: Transformer, train: bool = False) -> Apply:
+  """Binds a decoder for objectives on its next-token distribution; dropout only if `train`."""
+
+  def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
+    rngs = {"dropout": rng} if train and model.dropout else None
+    hidden_BTD = model.apply(
+      {"params": params}, batch["tokens"], batch["positions"], batch["segments"], rngs=rngs
+    )
+    return Outputs(hidden=hidden_BTD, head=model.head(params))
+
+  return apply
+
+
+def train(
+  cfg: config.Stage,
+  workdir: str | pathlib.Path,
+  *,
+  loss_fn: LossFn,
+  make_params: Callable[[jax.Array], Params],
+  feed: loop.Feed,
+  place: parallel.Placement,
+  loaded: Params | None = None,
+  evaluate: Callable[[Params], dict[str, float]] | None = None,
+) -> TrainState:
+  """Trains on `feed`; returns the final state.
+
+  Args:
+    cfg: the stage's configuration.
+    workdir: where checkpoints and metrics go; a run that is there is continued.
+    loss_fn: (params, batch, rng) -> (loss, metrics).
+    make_params: key -> new parameters, in their boxes of axis names.
+    feed: where batches come from.
+    place: where arrays live.
+    loaded: parameters of an earlier stage, which replace the new ones.
+    evaluate: parameters as placed -> metrics, every `cfg.eval_every` steps.
+  """
+  tx = optim.make(cfg.optimizer, cfg.steps)
+  step = place.compile(make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name))
+  given = () if loaded is None else (loaded,)
+  state = place.init(state_maker(make_params, tx), jax.random.key(cfg.seed), *given)
+  return loop.fit(
+    step,
+    state,
+    feed,
+    place=place,
+    workdir=workdir,
+    steps=cfg.steps,
+    log_every=cfg.log_every,
+    eval_every=cfg.eval_every,
+    evaluate=evaluate and (lambda state: evaluate(state.params)),
+    checkpoint_every=cfg.checkpoint_every,
+    keep=cfg.keep,
+    tokens_per_step=cfg.batch * cfg.length,
+    name=pathlib.Path(workdir).name,
+    schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
+  )
+
+
+def initializer(module: nn.Module) -> Callable[[jax.Array], Params]:
+  """Returns key -> new parameters of `module`, in their boxes of axis names."""
+  return lambda key: module.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+
+
+def evaluator(
+  loss_fn: LossFn, place: parallel.Placement, batches: Callable[[], Iterable[Batch]]
+) -> Callable[[Params], dict[str, Mean]]:
+  """Returns params -> {metric: Mean over all of `batches()`}, compiled once."""
+  step = place.compile(make_eval_step(loss_fn, place.axis_name), donate=False)
+
+  def evaluate(params: Params) -> dict[str, Mean]:
+    total: dict[str, Mean] = {}
+    for batch in batches():
+      metrics = place.fetch(step(params, place.batch(batch)))
+      total = jax.tree.map(lambda a, b: a + b, total, metrics) if total else metrics
+    return total
+
+  return evaluate
+
+
+def metrics_on(
+  loss_fn: LossFn, place: parallel.Placement, batches: Callable[[], Iterable[Batch]]
+) -> Callable[[Params], dict[str, float]]:
+  """Like `evaluator`, as plain numbers under names that start with `eval/`."""
+  measure = evaluator(loss_fn, place, batches)
+
+  def evaluate(params: Params) -> dict[str, float]:
+    return {f"eval/{name}": float(mean.value) for name, mean in measure(params).items()}
+
+  return evaluate

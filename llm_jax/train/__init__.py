@@ -1,0 +1,1 @@
+"""Training: placement, one step, optimizers, checkpoints, metrics and the loop."""

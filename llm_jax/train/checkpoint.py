@@ -1,0 +1,204 @@
+"""Checkpoints on disk: Orbax commits them, a SHA-256 manifest tells whether they are whole."""
+
+import hashlib
+import json
+import logging as std_logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from llm_jax.errors import UserError
+from llm_jax.types import Params
+
+_MANIFEST = "sha256.json"
+
+
+class Checkpoints:
+  """The newest `keep` checkpoints of a directory.
+
+  `save` returns when the checkpoint is committed: a process that is killed at any moment leaves the
+  previous one usable. `restore` checks every byte against the hashes that were taken at the commit,
+  and goes back to the previous checkpoint if they differ.
+  """
+
+  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    """Opens `directory`, which is made by the first save."""
+    self.directory = pathlib.Path(directory).absolute()
+    self._keep = keep
+    self._open: ocp.CheckpointManager | None = None
+
+  def save(self, step: int, state: Any, extra: dict | None = None) -> None:
+    """Writes `state` (a pytree of arrays) and `extra` (JSON) under `step`; returns when committed.
+
+    Raises:
+      UserError: if the disk is full.
+    """
+    args = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(extra or {})}
+    try:
+      with _quiet():
+        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        self._manager.wait_until_finished()
+    except Exception as e:
+      if "No space left" not in str(e):
+        raise
+      raise UserError(
+        f"no space left to save step {step} in {self.directory}; free some and start again: the "
+        f"run goes on from step {self.latest_step()}"
+      ) from e
+    if jax.process_index() == 0:
+      _write_manifest(self.directory / str(step))
+
+  def restore(self, like: Any) -> tuple[Any, dict] | None:
+    """Returns (state, extra) of the newest whole checkpoint, or None if there is none.
+
+    A damaged one is set aside as "<step>.damaged" and named in the log.
+
+    Args:
+      like: a state of arrays (or ShapeDtypeStructs with shardings) whose shapes, dtypes and
+        shardings the restored one gets. It may lie on another mesh than the saved one did.
+
+    Raises:
+      UserError: if the checkpoint was written by a run with other parameters or optimizer.
+    """
+    like = jax.tree.map(_abstract, like)
+    while (step := self.latest_step()) is not None:
+      damage = _damage(self.directory / str(step))
+      if not damage:
+        return self._read(step, like)
+      logging.error("Checkpoint %s/%d is damaged (%s).", self.directory, step, damage)
+      self.close()
+      os.replace(self.directory / str(step), self.directory / f"{step}.damaged")
+    return None
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest committed checkpoint, or None."""
+    return latest_step(self.directory)
+
+  def wait(self) -> None:
+    """Returns when everything is on disk (`save` waits by itself)."""
+    if self._open is not None:
+      self._open.wait_until_finished()
+
+  def close(self) -> None:
+    """Frees what the manager holds; the next call opens it again."""
+    if self._open is not None:
+      self._open.close()
+      self._open = None
+
+  def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+    state, extra = ocp.args.StandardRestore(like), ocp.args.JsonRestore()
+    try:
+      with _quiet():
+        out = self._manager.restore(step, args=ocp.args.Composite(state=state, extra=extra))
+    except (ValueError, KeyError, TypeError) as e:
+      raise UserError(
+        f"the checkpoint {self.directory}/{step} does not fit this run's model and optimizer "
+        f"({str(e).splitlines()[0][:200]}); use another workdir or the old config"
+      ) from e
+    return out["state"], out["extra"]
+
+  @property
+  def _manager(self) -> ocp.CheckpointManager:
+    if self._open is None:
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep,
+        create=True,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+      )
+      with _quiet():
+        self._open = ocp.CheckpointManager(self.directory, options=options)
+    return self._open
+
+
+def latest_step(directory: str | os.PathLike) -> int | None:
+  """Returns the step of the newest committed checkpoint of `directory`, or None."""
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    return None
+  # Orbax commits by renaming "<step>.orbax-checkpoint-tmp" to "<step>".
+  return max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=None)
+
+
+def load_params(directory: str | os.PathLike) -> Params:
+  """Returns the parameters of a directory's newest checkpoint: nested dicts of numpy arrays.
+
+  Args:
+    directory: a directory of checkpoints, or a workdir with one under `checkpoints`.
+
+  Raises:
+    UserError: if there is no checkpoint, or the newest one is damaged.
+  """
+  path = pathlib.Path(directory).absolute()
+  path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+  step = latest_step(path)
+  if step is None:
+    state = "an empty directory" if path.is_dir() else "no such directory"
+    raise UserError(f"{directory} has no checkpoint: {state}; run the stage that writes it first")
+  if damage := _damage(path / str(step)):
+    raise UserError(f"the checkpoint {path}/{step} is damaged ({damage}); delete it or train again")
+  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.metadata(path / str(step) / "state").item_metadata.tree["params"]
+    item = {"params": jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), tree)}
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=kinds, partial_restore=True)
+    return reader.restore(path / str(step) / "state", args=args)["params"]
+
+
+def _abstract(x: Any) -> Any:
+  if isinstance(x, jax.Array):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+  return x
+
+
+def _write_manifest(step_dir: pathlib.Path) -> None:
+  hashes = {str(p.relative_to(step_dir)): _sha256(p) for p in _files(step_dir)}
+  temporary = step_dir / (_MANIFEST + ".tmp")
+  temporary.write_text(json.dumps(hashes, indent=1))
+  os.replace(temporary, step_dir / _MANIFEST)
+
+
+def _damage(step_dir: pathlib.Path) -> str:
+  """Returns what is wrong with a committed checkpoint, or "".
+
+  One without a manifest was committed right before the process was killed: it is whole.
+  """
+  manifest = step_dir / _MANIFEST
+  if not manifest.exists():
+    return ""
+  try:
+    hashes = json.loads(manifest.read_text())
+  except ValueError:
+    return f"{_MANIFEST} is no JSON"
+  for name, digest in hashes.items():
+    if not (step_dir / name).is_file():
+      return f"{name} is missing"
+    if _sha256(step_dir / name) != digest:
+      return f"{name} has changed since it was written"
+  return ""
+
+
+def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(p for p in step_dir.rglob("*") if p.is_file() and not p.name.startswith(_MANIFEST))
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class _quiet:
+  """Keeps Orbax's own log lines out of a run's log; errors are raised, not logged."""
+
+  def __enter__(self) -> None:
+    self._logger = std_logging.getLogger("absl")
+    self._level = self._logger.level
+    self._logger.setLevel(std_logging.ERROR)
+
+  def __exit__(self, *exc: object) -> None:
+    self._logger.setLevel(self._level)

@@ -1,0 +1,340 @@
+"""The loop that every stage runs: feed, step, log, evaluate, checkpoint, resume, stop."""
+
+import base64
+import contextlib
+import itertools
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from llm_jax.errors import UserError
+from llm_jax.train import metrics as metrics_lib
+from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.parallel import Placement
+from llm_jax.types import Batch, Mean, TrainState
+
+# What must be finite for the run to go on; other metrics may be anything.
+_VITAL = ("loss", "grad_norm", "param_norm")
+
+
+class TrainingDiverged(UserError):
+  """The loss, the gradient or a parameter is no longer finite."""
+
+
+class Feed(Protocol):
+  """Where batches come from.
+
+  Attributes:
+    wants_metrics: whether `observe` is called. It costs a wait for the device at every step.
+  """
+
+  wants_metrics: bool
+
+  def next(self, state: TrainState) -> Batch:
+    """Returns the next batch, of host arrays. `state` is the newest one, as placed."""
+    ...
+
+  def get_state(self) -> dict:
+    """Returns what `set_state` needs to go on after the last batch given, as JSON."""
+    ...
+
+  def set_state(self, state: dict) -> None:
+    """Goes on where `get_state` was called."""
+    ...
+
+  def observe(self, step: int, metrics: dict[str, float]) -> None:
+    """Is told the metrics of update `step` (from 1)."""
+    ...
+
+  def metrics(self) -> dict[str, float]:
+    """Returns numbers of its own for the next row of metrics."""
+    ...
+
+
+class IteratorFeed:
+  """Batches of an iterator.
+
+  If it has `get_state` and `set_state`, as Grain's have, they are used. Any other iterator must
+  give the same batches every time: a resumed run skips those that were used.
+  """
+
+  wants_metrics = False
+
+  def __init__(self, iterator: Iterable[Batch]):
+    """Takes the iterator (or an iterable, from its start)."""
+    self._iterator = iter(iterator)
+    self._used = 0
+
+  def next(self, state: TrainState) -> Batch:
+    """Returns the next batch.
+
+    Raises:
+      UserError: if there is none.
+    """
+    del state
+    try:
+      batch = next(self._iterator)
+    except StopIteration:
+      raise UserError(
+        f"the data ran out after {self._used} batches; repeat it or lower config.steps"
+      ) from None
+    self._used += 1
+    return batch
+
+  def get_state(self) -> dict:
+    """Returns the iterator's own state, or the number of batches used."""
+    state = {"used": self._used}
+    if hasattr(self._iterator, "get_state"):
+      state["iterator"] = _to_json(self._iterator.get_state())
+    return state
+
+  def set_state(self, state: dict) -> None:
+    """Goes on where `get_state` was called."""
+    if "iterator" in state:
+      self._iterator.set_state(_from_json(state["iterator"]))
+    else:
+      ahead = state["used"] - self._used
+      next(itertools.islice(self._iterator, ahead, ahead), None)
+    self._used = state["used"]
+
+  def observe(self, step: int, metrics: dict[str, float]) -> None:
+    """Learns nothing from metrics."""
+
+  def metrics(self) -> dict[str, float]:
+    """Has no numbers of its own."""
+    return {}
+
+
+def fit(
+  step_fn: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]],
+  state: TrainState,
+  feed: Feed,
+  *,
+  place: Placement,
+  workdir: str | os.PathLike,
+  steps: int,
+  log_every: int = 10,
+  eval_every: int = 0,
+  evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+  checkpoint_every: int = 200,
+  keep: int = 2,
+  tokens_per_step: int = 0,
+  name: str = "pretrain",
+  schedule: Callable[[int], Any] | None = None,
+) -> TrainState:
+  """Trains until `steps` updates are made; returns the final state, as placed.
+
+  A run that was stopped goes on from the newest checkpoint of `workdir`, and then writes the same
+  metrics and parameters, bit for bit, as if it had not been stopped. A finished run returns at
+  once. SIGTERM and SIGINT save, then exit with 128 + the signal's number; a second one exits at
+  once. Metrics are read one step late, so the host never waits for the device.
+
+  Args:
+    step_fn: `place.compile(make_train_step(...))`.
+    state: a new state, as `place.init` makes it; its memory is given up.
+    feed: where batches come from.
+    place: where arrays live.
+    workdir: gets metrics.jsonl, tb/ and checkpoints/.
+    steps: updates in all.
+    log_every: updates per row of metrics, each the average over them.
+    eval_every: updates between evaluations, 0: none. There is one at the end, too.
+    evaluate: state -> numbers, logged as "eval/...".
+    checkpoint_every: updates between checkpoints. There is one at the end, too.
+    keep: checkpoints kept.
+    tokens_per_step: for the throughput; 0: not logged.
+    name: shown to people.
+    schedule: step -> learning rate, logged as "lr".
+
+  Raises:
+    TrainingDiverged: if loss, gradient or parameters are not finite. Such a state is never saved.
+    SystemExit: after a signal.
+  """
+  run = _Run(place, feed, pathlib.Path(workdir), name, log_every, tokens_per_step, schedule)
+  checkpoints = Checkpoints(run.workdir / "checkpoints", keep)
+  with contextlib.closing(checkpoints), _Signals() as signals:
+    state, start, saved = run.resume(state, checkpoints)
+    if start >= steps:
+      logging.info("%s is finished: %d steps.", name, start)
+      return state
+    with contextlib.closing(metrics_lib.MetricsWriter(run.workdir, start)) as writer:
+      run.begin(writer, start, steps, saved)
+      try:
+        for step in range(start + 1, steps + 1):
+          state = run.advance(step_fn, state, step)
+          stop, last = signals.received, step == steps
+          if evaluate and eval_every and (step % eval_every == 0 or last):
+            run.evaluate(step, lambda s=state: evaluate(s))
+          if step % checkpoint_every == 0 or last or stop:
+            run.save(step, state, checkpoints)
+          if stop and not last:
+            message = f"{name}: stopped at step {step} of {steps} and saved"
+            print(f"{message}; run the same command to go on", file=sys.stderr, flush=True)
+            sys.exit(128 + stop)
+      finally:
+        run.progress.close()
+  return state
+
+
+class _Run:
+  """The moving parts of one `fit`: sums since the last row, the step in flight, clocks."""
+
+  def __init__(self, place, feed, workdir, name, log_every, tokens_per_step, schedule):
+    self.place, self.feed, self.workdir, self.name = place, feed, workdir, name
+    self.log_every, self.tokens_per_step, self.schedule = log_every, tokens_per_step, schedule
+    self.sums: dict[str, Mean] | None = None  # Metrics since the last row, on the devices.
+    self.flight: tuple | None = None  # The step whose metrics were not read yet.
+    self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, False
+
+  def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
+    if checkpoints.latest_step() is None:
+      return state, int(self.place.fetch(state.step)), {}
+    restored = checkpoints.restore(self.place.unreplicate(state))
+    if restored is None:
+      return state, int(self.place.fetch(state.step)), {}
+    del state  # Its memory is free before the copies are made.
+    state, extra = self.place.replicate(restored[0]), restored[1]
+    start = int(self.place.fetch(state.step))
+    logging.info("%s goes on from step %d.", self.name, start)
+    return state, start, extra
+
+  def begin(self, writer, start: int, steps: int, saved: dict) -> None:
+    self.writer, self.progress = writer, metrics_lib.Progress(self.name, start, steps)
+    if saved:
+      self.feed.set_state(saved["feed"])
+      sums = {k: Mean(*(np.asarray(x, np.float32) for x in v)) for k, v in saved["sums"].items()}
+      self.sums = sums or None
+
+  def advance(self, step_fn: Callable, state: TrainState, step: int) -> TrainState:
+    before = time.monotonic()
+    batch = self.place.batch(self.feed.next(state))
+    self.waited += time.monotonic() - before
+    state, metrics = step_fn(state, batch)
+    self.sums, alive = _add(_zeros(metrics) if self.sums is None else self.sums, metrics)
+    self.land()
+    row = step % self.log_every == 0
+    self.flight = (step, metrics, alive, self.sums if row else None)
+    self.sums = None if row else self.sums
+    self.counted += 1
+    if not self.warm:  # The first step compiles: it is no measure of the others.
+      jax.block_until_ready(alive)
+      self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, True
+    if self.feed.wants_metrics:
+      self.land()
+      values = {k: float(v.value) for k, v in self.place.fetch(metrics).items()}
+      self.feed.observe(step, values)
+    return state
+
+  def land(self) -> None:
+    """Waits for the step in flight, checks it, and writes its row if it ends an interval."""
+    if self.flight is None:
+      return
+    (step, metrics, alive, sums), self.flight = self.flight, None
+    if not np.all(jax.device_get(alive)):
+      values = {k: float(v.value) for k, v in self.place.fetch(metrics).items()}
+      bad = ", ".join(f"{k}={values[k]}" for k in _VITAL if not np.isfinite(values[k]))
+      raise TrainingDiverged(
+        f"{self.name} diverged at step {step}: {bad}; no such state was saved. Lower "
+        "config.optimizer.lr, lengthen its warmup or look at the data, then start again"
+      )
+    if sums is not None:
+      self.write(step, {k: float(v.value) for k, v in self.place.fetch(sums).items()})
+    self.progress.update(step)
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    if self.schedule is not None:
+      row["lr"] = float(self.schedule(step - 1))  # Update n uses the rate of step n - 1.
+    row |= self.feed.metrics()
+    now, note = time.monotonic(), f"loss {row['loss']:.4f}"
+    if self.counted:
+      elapsed = now - self.clock
+      row["time/step"] = elapsed / self.counted
+      row["time/data_share"] = min(self.waited / elapsed, 1.0)
+      if self.tokens_per_step:
+        row["time/tokens_per_second"] = self.tokens_per_step * self.counted / elapsed
+        note += f", {row['time/tokens_per_second']:,.0f} tokens/s"
+    row["time/unix"] = time.time()
+    self.writer.write(step, row)
+    self.progress.note(note)
+    self.clock, self.waited, self.counted = now, 0.0, 0
+
+  def evaluate(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
+    self.land()
+    began = time.monotonic()
+    values = {f"eval/{k}": float(v) for k, v in evaluate().items()}
+    self.writer.write(step, values | {"time/eval": time.monotonic() - began})
+    self.clock += time.monotonic() - began  # Not the steps' time.
+
+  def save(self, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
+    self.land()  # Raises if the state is not finite.
+    began = time.monotonic()
+    sums = {} if self.sums is None else self.place.fetch(self.sums)
+    sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
+    extra = {"feed": self.feed.get_state(), "sums": sums}
+    checkpoints.save(step, self.place.unreplicate(state), extra)
+    self.clock += time.monotonic() - began
+
+
+@jax.jit
+def _add(sums: dict[str, Mean], metrics: dict[str, Mean]) -> tuple[dict[str, Mean], jax.Array]:
+  """Adds the metrics to the sums; also says whether the vital ones are finite."""
+  vital = [metrics[k] for k in _VITAL if k in metrics]
+  alive = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(vital)]).all()
+  return jax.tree.map(jnp.add, sums, metrics), alive
+
+
+def _zeros(metrics: dict[str, Mean]) -> dict[str, Mean]:
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics)
+
+
+class _Signals:
+  """Notes the first SIGTERM or SIGINT; the second one ends the process at once."""
+
+  def __init__(self):
+    self.received = 0
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self) -> "_Signals":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def _note(self, number: int, frame: Any) -> None:
+    del frame
+    if self.received:
+      os._exit(128 + number)
+    self.received = number
+    # No print: it may not be called again while it runs.
+    os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")
+
+
+def _to_json(value: Any) -> Any:
+  if isinstance(value, bytes):
+    return {"__bytes__": base64.b64encode(value).decode()}
+  if isinstance(value, dict):
+    return {str(k): _to_json(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_to_json(v) for v in value]
+  return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _from_json(value: Any) -> Any:
+  if isinstance(value, dict):
+    if value.keys() == {"__bytes__"}:
+      return base64.b64decode(value["__bytes__"])
+    return {k: _from_json(v) for k, v in value.items()}
+  return [_from_json(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,133 @@
+"""Optimizers and learning-rate schedules, by name."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax import config
+from llm_jax.errors import UserError, nearest
+from llm_jax.types import Params
+
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+OPTIMIZERS = ("adamw", "muon")
+
+
+def make(cfg: config.Optimizer, steps: int) -> optax.GradientTransformation:
+  """Returns the optimizer: clip by global norm, then AdamW or Muon, with decoupled weight decay.
+
+  Muon (Jordan et al. 2024; scaled to AdamW's root mean square as in Liu et al. 2025,
+  arXiv:2502.16982, section 2.2) takes the hidden matrices; embeddings, heads, norms and biases
+  go to AdamW. Stacked layers [L, in, out] are orthogonalised each on its own.
+
+  Args:
+    cfg: names and numbers.
+    steps: the length of the schedule, in updates.
+
+  Raises:
+    UserError: if a name is unknown or a number is out of range.
+  """
+  rate = schedule(cfg, steps)
+  if cfg.name == "adamw":
+    core = optax.adamw(
+      rate, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=cfg.weight_decay, mask=matrices
+    )
+  elif cfg.name == "muon":
+    core = optax.contrib.muon(
+      rate,
+      eps=cfg.eps,
+      weight_decay=cfg.weight_decay,
+      adam_b1=cfg.beta1,
+      adam_b2=cfg.beta2,
+      adam_learning_rate=schedule(cfg, steps, peak=cfg.adam_lr or cfg.lr),
+      muon_weight_dimension_numbers=muon_dimensions,
+      consistent_rms=0.2,
+    )
+  else:
+    raise UserError(f'config.optimizer.name="{cfg.name}" is unknown{nearest(cfg.name, OPTIMIZERS)}')
+  if cfg.clip < 0:
+    raise UserError(f"config.optimizer.clip must not be negative (0: none), got {cfg.clip}")
+  return optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core
+
+
+def schedule(cfg: config.Optimizer, steps: int, peak: float | None = None) -> optax.Schedule:
+  """Returns rate(step), float32: a linear warmup to the peak, then the named decay.
+
+    constant: the peak. linear, cosine: down to final * peak at `steps`.
+    wsd: the peak, then linear over the last `decay` of the steps (Hu et al. 2024,
+    arXiv:2404.06395, warmup-stable-decay).
+
+  Step 0 uses peak / warmup, so that no update is wasted; the last update is step `steps - 1`.
+
+  Args:
+    cfg: names and numbers.
+    steps: the length, in updates.
+    peak: the highest rate; None: `cfg.lr`.
+
+  Raises:
+    UserError: if the name is unknown or a number is out of range.
+  """
+  if cfg.schedule not in SCHEDULES:
+    raise UserError(
+      f'config.optimizer.schedule="{cfg.schedule}" is unknown{nearest(cfg.schedule, SCHEDULES)}'
+    )
+  if not 0 <= cfg.decay <= 1 or not 0 <= cfg.final <= 1:
+    raise UserError(
+      f"config.optimizer.decay and final are fractions in [0, 1], got {cfg.decay} and {cfg.final}"
+    )
+  if cfg.warmup < 0 or cfg.lr < 0 or cfg.adam_lr < 0:
+    raise UserError("config.optimizer.warmup, lr and adam_lr must not be negative")
+  return functools.partial(_rate, cfg, steps, cfg.lr if peak is None else peak)
+
+
+def learning_rate(cfg: config.Optimizer, steps: int) -> Callable[[int], float]:
+  """Returns step -> the rate of that update as a Python float, for logs."""
+  rate = schedule(cfg, steps)
+  return lambda step: float(rate(step))
+
+
+def matrices(params: Params) -> Any:
+  """Returns a tree of bools: True where weight decay applies, i.e. not on vectors or tables."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x.ndim >= 2 and not _is_vector(path), params
+  )
+
+
+def muon_dimensions(params: Params) -> Any:
+  """Returns Muon's dimension numbers for hidden matrices (the last two axes), None elsewhere."""
+
+  def of(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    if x.ndim < 2 or _is_vector(path) or _is_table(path):
+      return None
+    return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(of, params)
+
+
+def _rate(cfg: config.Optimizer, steps: int, peak: float, step: jax.Array | int) -> jax.Array:
+  step = jnp.asarray(step, jnp.float32)
+  warm = jnp.minimum(1.0, (step + 1) / max(cfg.warmup, 1))
+  length = cfg.decay * steps if cfg.schedule == "wsd" else max(steps - cfg.warmup, 1)
+  done = jnp.clip((step - (steps - length)) / max(length, 1), 0.0, 1.0)
+  if cfg.schedule == "constant":
+    done = 0.0 * done
+  elif cfg.schedule == "cosine":
+    done = 0.5 * (1 - jnp.cos(jnp.pi * done))
+  return peak * warm * (1 - (1 - cfg.final) * done)
+
+
+def _is_vector(path: tuple) -> bool:
+  # Scan-stacked norms and biases are [L, D]: only their names tell them from matrices.
+  return any(part in name for name in _names(path) for part in ("norm", "scale", "bias"))
+
+
+def _is_table(path: tuple) -> bool:
+  # Embeddings and heads: their rows are looked up one by one, or their outputs are logits.
+  return any("embed" in name or name.endswith("head") for name in _names(path))
+
+
+def _names(path: tuple) -> list[str]:
+  return jax.tree_util.keystr(path, simple=True, separator="/").lower().split("/")

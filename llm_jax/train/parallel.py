@@ -1,0 +1,274 @@
+"""Where arrays live. Two placements, one interface; the train step knows neither."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llm_jax import config
+from llm_jax.errors import UserError
+from llm_jax.types import TrainState
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes; a name that is not listed stays whole on every device.
+RULES = (
+  ("batch", ("data", "fsdp")),
+  ("embed", "fsdp"),
+  ("mlp", "tensor"),
+  ("heads", "tensor"),
+  ("kv", "tensor"),
+  ("vocab", "tensor"),
+)
+
+
+def make(cfg: config.Mesh) -> "Placement":
+  """Returns the placement that `cfg` names, over all devices of the program.
+
+  Raises:
+    UserError: if the kind is unknown or the axes do not fit the devices.
+  """
+  if cfg.kind == "pmap":
+    if (cfg.fsdp, cfg.tensor) != (1, 1) or cfg.data not in (-1, jax.device_count()):
+      raise UserError(
+        f"config.mesh.kind=pmap replicates over all {jax.device_count()} devices; leave data, "
+        'fsdp and tensor at their defaults, or use kind="mesh"'
+      )
+    return Pmap()
+  if cfg.kind != "mesh":
+    raise UserError(f'config.mesh.kind must be "mesh" or "pmap", got "{cfg.kind}"')
+  return MeshJit(make_mesh(cfg))
+
+
+def make_mesh(cfg: config.Mesh) -> Mesh:
+  """Returns a mesh of axes data, fsdp, tensor; one size of -1 takes the devices that are left.
+
+  Raises:
+    UserError: if the sizes do not fit the number of devices.
+  """
+  sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+  count = jax.device_count()
+  if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+    raise UserError(f"config.mesh sizes must be positive, at most one of them -1, got {sizes}")
+  known = int(np.prod([s for s in sizes if s != -1]))
+  if -1 in sizes:
+    if count % known:
+      raise UserError(
+        f"config.mesh: {count} devices cannot be divided by data, fsdp, tensor = {sizes}"
+      )
+    sizes[sizes.index(-1)] = count // known
+  elif known > count:
+    raise UserError(
+      f"config.mesh wants {known} devices (data, fsdp, tensor = {sizes}), there are {count}"
+    )
+  # The default axis type is Explicit, which refuses what the compiler may decide itself.
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshJit:
+  """`jax.jit` over a named mesh; the compiler inserts the collectives.
+
+  Attributes:
+    mesh: axes data, fsdp, tensor.
+    rules: logical axis name -> mesh axis or axes.
+    axis_name: None, for jit sees global arrays: there is nothing to sum over.
+  """
+
+  mesh: Mesh
+  rules: tuple[tuple[str, Any], ...] = RULES
+  axis_name: str | None = None
+
+  def init(self, make_state: Callable[..., TrainState], rng: jax.Array, *args: Any) -> TrainState:
+    """Returns make_state(rng, *args), unboxed and made in its shards.
+
+    `args` (loaded parameters) are arguments of the compiled function, not constants in it. The
+    optimizer's state is sharded like the parameters that it belongs to.
+
+    Raises:
+      UserError: if a dimension cannot be divided by its mesh axis.
+    """
+    shardings = self.shardings(jax.eval_shape(make_state, rng, *args))
+    with self._context():
+      return jax.jit(lambda *a: nn.unbox(make_state(*a)), out_shardings=shardings)(rng, *args)
+
+  def shardings(self, state: TrainState) -> TrainState:
+    """Returns the sharding of each array of an abstract state whose params are still boxed."""
+    boxes = jax.tree_util.tree_leaves_with_path(
+      state.params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+    )
+    specs = {}
+    for path, box in boxes:
+      names = box.names if isinstance(box, nn.Partitioned) else ()
+      specs[path] = (self._spec(path, names, nn.unbox(box).shape), nn.unbox(box).shape)
+
+    def of(path: tuple, leaf: Any) -> NamedSharding:
+      for start in range(len(path)):
+        spec, shape = specs.get(path[start:], (None, None))
+        if spec is not None and shape == leaf.shape:
+          return NamedSharding(self.mesh, spec)
+      return NamedSharding(self.mesh, P())
+
+    plain = nn.unbox(state)
+    return plain.replace(
+      step=of((), plain.step),
+      params=jax.tree_util.tree_map_with_path(of, plain.params),
+      opt_state=jax.tree_util.tree_map_with_path(of, plain.opt_state),
+      rng=of((), plain.rng),
+    )
+
+  def batch(self, tree: Any) -> Any:
+    """Puts a batch of [B, ...] host arrays on the devices, split by rows over data and fsdp.
+
+    With several hosts, each gives its own rows.
+
+    Raises:
+      UserError: if the rows cannot be divided by the devices.
+    """
+    sharding = NamedSharding(self.mesh, P(("data", "fsdp")))
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    _check_rows(tree, max(1, ways // jax.process_count()), "config.mesh data x fsdp")
+    if jax.process_count() == 1:
+      return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+  def compile(self, fn: Callable, *, donate: bool = True) -> Callable:
+    """Compiles `fn` under the mesh and its rules.
+
+    With `donate`, `fn` is state, ... -> (state, ...): the state's memory is given to the new state,
+    which keeps the old one's shardings.
+    """
+    if not donate:
+      return self._bound(jax.jit(fn))
+
+    @functools.cache
+    def jitted(treedef: Any, leaves: tuple) -> Callable:
+      shardings = jax.tree.unflatten(treedef, leaves)
+      return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
+
+    def of(state: Any) -> Callable:
+      leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+      return jitted(treedef, tuple(leaves))
+
+    def call(state: Any, *args: Any) -> Any:
+      with self._context():
+        return of(state)(state, *args)
+
+    def lower(state: Any, *args: Any) -> Any:
+      with self._context():
+        return of(state).lower(state, *args)
+
+    call.lower = lower
+    return call
+
+  def fetch(self, tree: Any) -> Any:
+    """Returns the arrays as numpy, whole, on every host."""
+    if jax.process_count() > 1:
+      return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
+
+  def unreplicate(self, tree: Any) -> Any:
+    """Returns one copy of `tree` for checkpoints and plain jit: a mesh's arrays are that."""
+    return tree
+
+  def replicate(self, tree: Any) -> Any:
+    """Undoes `unreplicate`."""
+    return tree
+
+  def _bound(self, jitted: Callable) -> Callable:
+    def call(*args: Any) -> Any:
+      with self._context():
+        return jitted(*args)
+
+    def lower(*args: Any) -> Any:
+      with self._context():
+        return jitted.lower(*args)
+
+    call.lower = lower
+    return call
+
+  @contextlib.contextmanager
+  def _context(self) -> Iterator[None]:
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+      yield
+
+  def _spec(self, path: tuple, names: tuple, shape: tuple[int, ...]) -> P:
+    spec = nn.logical_to_mesh_axes(names, self.rules)
+    for name, axes, size in zip(names, spec, shape, strict=False):
+      ways = int(np.prod([self.mesh.shape[a] for a in np.atleast_1d(axes) if a]))
+      if size % ways:
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise UserError(
+          f'parameter {where}: its dimension "{name}" of {size} cannot be divided by '
+          f"config.mesh.{axes}={ways}; change the model's size or the mesh"
+        )
+    return spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Pmap:
+  """`jax.pmap` with every array replicated; the step sums over `axis_name` itself.
+
+  Attributes:
+    axis_name: the name of the devices' axis.
+  """
+
+  axis_name: str = "data"
+
+  def init(self, make_state: Callable[..., TrainState], rng: jax.Array, *args: Any) -> TrainState:
+    """Returns make_state(rng, *args), unboxed, one copy per device (a leading axis)."""
+    return self.replicate(jax.jit(lambda *a: nn.unbox(make_state(*a)))(rng, *args))
+
+  def batch(self, tree: Any) -> Any:
+    """Splits [B, ...] host arrays into [devices, B / devices, ...].
+
+    Raises:
+      UserError: if the rows cannot be divided by the devices.
+    """
+    n = jax.local_device_count()
+    _check_rows(tree, n, "the devices (config.mesh.kind=pmap)")
+    return jax.tree.map(lambda x: np.reshape(x, (n, -1, *np.shape(x)[1:])), tree)
+
+  def compile(self, fn: Callable, *, donate: bool = True) -> Callable:
+    """Compiles `fn` for every device; with `donate`, its first argument's memory is given up."""
+    return jax.pmap(fn, axis_name=self.axis_name, donate_argnums=(0,) if donate else ())
+
+  def fetch(self, tree: Any) -> Any:
+    """Returns the first device's copy as numpy."""
+    return jax.device_get(jax.tree.map(_first, tree))
+
+  def unreplicate(self, tree: Any) -> Any:
+    """Returns one copy of `tree` for checkpoints and plain jit: the first device's."""
+    return jax.tree.map(_first, tree)
+
+  def replicate(self, tree: Any) -> Any:
+    """Returns a copy of `tree` per local device, under a new leading axis."""
+    n = jax.local_device_count()
+    copy = jax.pmap(lambda _, x: x, in_axes=(0, None))
+    return copy(jnp.arange(n), tree)
+
+
+Placement = MeshJit | Pmap
+
+
+def _first(x: Any) -> Any:
+  shard = x.addressable_shards[0].data if isinstance(x, jax.Array) else x
+  return shard[0]
+
+
+def _check_rows(tree: Any, ways: int, where: str) -> None:
+  for leaf in jax.tree.leaves(tree):
+    if np.shape(leaf)[0] % ways:
+      raise UserError(
+        f"a batch of {np.shape(leaf)[0]} rows cannot be divided by {ways}, {where}; make "
+        "config.batch a multiple of it"
+      )

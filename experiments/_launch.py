@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -34,18 +34,24 @@ _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "tex
 _OVERRIDE = re.compile(r"-{1,2}(?:no)?config\.([^=]*)")
 
 
-def main(stage: str, argv: Sequence[str] | None = None) -> None:
+def main(
+  stage: str,
+  argv: Sequence[str] | None = None,
+  after: Callable[[str], None] | None = None,
+) -> None:
   """Runs `llm_jax.stages.<stage>.run(cfg, workdir)` as the command line says, then exits.
+
+  `after`, if given, is called with the workdir once the stage is done.
 
   Exit codes: 0 done, 1 unexpected error (with its traceback), 2 bad input (one line on stderr),
   130 interrupted.
   """
-  sys.exit(_guarded(stage, list(sys.argv if argv is None else argv)))
+  sys.exit(_guarded(stage, list(sys.argv if argv is None else argv), after))
 
 
-def _guarded(stage: str, argv: list[str]) -> int:
+def _guarded(stage: str, argv: list[str], after: Callable[[str], None] | None) -> int:
   try:
-    _launch(stage, argv)
+    _launch(stage, argv, after)
   except UserError as error:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
@@ -58,7 +64,7 @@ def _guarded(stage: str, argv: list[str]) -> int:
   return 0
 
 
-def _launch(stage: str, argv: list[str]) -> None:
+def _launch(stage: str, argv: list[str], after: Callable[[str], None] | None) -> None:
   path = _config_path(argv) or str(CONFIGS / f"{stage}.py")
   default = load_config(path)
   if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
@@ -75,6 +81,8 @@ def _launch(stage: str, argv: list[str]) -> None:
   rundir.start(cfg, workdir, overrides, argv)
   _quiet_libraries()
   importlib.import_module(f"llm_jax.stages.{stage}").run(cfg, workdir)
+  if after:
+    after(workdir)
 
 
 def load_config(path: str) -> Any:

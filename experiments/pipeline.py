@@ -3,7 +3,19 @@
 python -m experiments.pipeline --workdir=runs/quickstart
 """
 
+import pathlib
+
 from experiments import _launch
 
+
+def report(workdir: str) -> None:
+  """Writes report.html and says where everything is."""
+  from llm_jax import report
+
+  page = report.build(workdir)
+  print(f"\nreport:  {pathlib.Path(page).resolve().as_uri()}")
+  print(f"figures: {pathlib.Path(workdir) / 'summary.json'}", flush=True)
+
+
 if __name__ == "__main__":
-  _launch.main("pipeline")
+  _launch.main("pipeline", after=report)

@@ -11,7 +11,9 @@ from llm_jax.errors import UserError
 def main(argv: list[str] | None = None) -> int:
   """Writes report.html and prints its path; 2 is the exit code of bad input."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"), help="a run's folder")
+  parser.add_argument(
+    "--workdir", type=Path, default=Path("runs/quickstart"), help="a run's folder"
+  )
   options = parser.parse_args(argv)
   try:
     print(report.build(options.workdir))

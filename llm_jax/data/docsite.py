@@ -12,8 +12,26 @@ from llm_jax.data.docstrings import Entry
 
 _FOOTER = "Generated from the sources. Permission is granted to copy this page unchanged."
 _ITEM = re.compile(r"^(\s*)([-*+]|\d+[.)])\s+(\S.*)$")
-_FIELD = re.compile(r"^(\s*)(\*{0,2}[\w.\[\], *]+?(?:\s*\([^()]*\))?)\s*:\s+(\S.*)$")
-_CODE_START = re.compile(r"^\s*(>>>|\.\.\. |\$ |%|import |from |def |class |@|[\w.]+\s*=\s*\S)")
+# `  name: text` or NumPy's `name : type`; at the margin, a colon alone makes a sentence.
+_FIELD = re.compile(
+  r"^(\s+(?=\S+ *:|\S.*\) *:|\S+, )|(?=[^:]* : ))"
+  r"(\*{0,2}[\w.]+(?:, ?\*{0,2}\w+)*(?: *\([^()]*\))?) *: +(\S.*)$"
+)
+_CODE = re.compile(
+  r"^\s*(>>>|\.\.\. |[$%#@(\[{<] ?|(import|from|def|class|for|with|if|try)\b|[\w.\[\]]+ *:{0,2}=)"
+)
+_PROSE = re.compile(r"^\s*[\"'`*(]*[A-Z][\w'`.]* [\w'`\"]+")
+_ADDRESS = re.compile("(?: |&nbsp;)at(?: |&nbsp;)0x[0-9a-fA-F]+")
+# Sphinx's fields; a text that starts on the next line is drawn up.
+_TYPE = re.compile(r"^ *:type [^:\n]*:.*\n?", re.MULTILINE)
+_PARAM = re.compile(
+  r"^( *):(?:param|parameter|arg|argument|key|keyword|ivar|cvar|var)\s+(?:[^:\n]*\s)?"
+  r"(\*{0,2}\w+):[ ]*\n?[ ]*",
+  re.MULTILINE,
+)
+_RESULT = re.compile(r"^( *):(returns?|rtype|raises?[^:\n]*|yields?):[ ]*\n?[ ]*", re.MULTILINE)
+_FULL = 60  # Characters from which a line was broken because it was full.
+_TABLE = re.compile(r"^\s*(=+( +=+)+|\+-[-+]*\+)\s*$")
 _UNDERLINE = re.compile(r"^([=\-~^*\"'`#+.])\1{2,}$")
 
 
@@ -24,11 +42,9 @@ class _Pydoc(pydoc.HTMLDoc):
     return ""
 
   def docother(self, object, name=None, mod=None, *ignored):  # noqa: D102
-    # Values would be the environment, the command line, addresses of objects ...
-    return f"<strong>{name}</strong>" if name else ""
-
-  def formatvalue(self, object):  # noqa: D102
-    return self.grey("=" + re.sub(" at 0x[0-9a-fA-F]+", "", self.repr(object)))
+    # Other values would be the environment, the command line, addresses of objects ...
+    value = repr(object) if isinstance(object, int | float) else "..."
+    return f"<strong>{name}</strong> = {html.escape(value)}" if name else ""
 
 
 def pydoc_page(name: str) -> str:
@@ -40,11 +56,12 @@ def pydoc_page(name: str) -> str:
   try:
     with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
       module = importlib.import_module(name)
+      vars(module).pop("__warningregistry__", None)  # There or not, as chance has it.
       site = _Pydoc()
       body = site.document(module, name)
   except (Exception, SystemExit):
     return ""  # The caller has the source to fall back on.
-  return re.sub(" at 0x[0-9a-fA-F]+", "", site.page(pydoc.describe(module), body))
+  return _ADDRESS.sub("", site.page(pydoc.describe(module), body))
 
 
 def page(title: str, package: str, entries: Sequence[Entry], siblings: Sequence[str]) -> str:
@@ -79,6 +96,8 @@ def topic(title: str, text: str, siblings: Sequence[str]) -> str:
 def blocks(doc: str) -> str:
   """Returns a docstring as HTML: paragraphs, lists, fields and preformatted code."""
   out = []
+  doc = _PARAM.sub(r"\1- \2: ", _TYPE.sub("", doc))
+  doc = _RESULT.sub(lambda m: f"{m[1]}- {' '.join(m[2].capitalize().split())}: ", doc)
   for block in re.split(r"\n\s*\n", doc.strip("\n")):
     lines = block.split("\n")
     while lines:
@@ -97,21 +116,25 @@ def _block(lines: list[str]) -> tuple[int, str]:
     return 1, ""
   if len(lines) > 1 and _UNDERLINE.match(lines[1].strip()) and len(lines[1].strip()) > 3:
     return 2, f"<h4>{_text(first.strip())}</h4>"
-  if _CODE_START.match(first) and (first[:1] == " " or first.startswith(">>>")):
+  if (
+    any(map(_TABLE.match, lines))
+    or first.startswith(">>>")
+    or (first[:1] == " " and _is_code(lines))
+  ):
     return len(lines), f"<pre>{_text(chr(10).join(lines))}</pre>"
-  for pattern, render in ((_ITEM, _item), (_FIELD, _field)):
+  for pattern in (_ITEM, _FIELD):
     match = pattern.match(first)
-    # A field is indented: at the margin it is a sentence with a colon.
-    if match and (pattern is _ITEM or match[1]):
-      indent = len(match[1])
+    if match:
       used = 1
-      while used < len(lines) and _indent(lines[used]) > indent:
+      while used < len(lines) and _continues(lines, used, len(match[1])):
         used += 1
       rest = " ".join([match[3], *(line.strip() for line in lines[1:used])])
-      return used, render(match[2], rest)
+      name = f"{match[2]} " if pattern is _ITEM else f"{match[2]}: "
+      return used, f"<ul><li>{_text(name.lstrip('-*+ ') + rest)}</li></ul>"
   used = 1
-  while used < len(lines) and _indent(lines[used]) == _indent(first):
-    if _ITEM.match(lines[used]) or _UNDERLINE.match(lines[used].strip()):
+  while used < len(lines) and not _UNDERLINE.match(lines[used].strip()):
+    flush = _indent(lines[used]) == _indent(first) and not _ITEM.match(lines[used])
+    if not (flush or _continues(lines, used, _indent(first))):
       break
     if used + 1 < len(lines) and _UNDERLINE.match(lines[used + 1].strip()):
       break
@@ -119,13 +142,22 @@ def _block(lines: list[str]) -> tuple[int, str]:
   return used, f"<p>{_text(' '.join(line.strip() for line in lines[:used]))}</p>"
 
 
-def _item(marker: str, text: str) -> str:
-  bullet = f"{marker} " if marker[0].isdigit() else ""
-  return f"<ul><li>{bullet}{_text(text)}</li></ul>"
+def _continues(lines: list[str], i: int, indent: int) -> bool:
+  """Tells whether line `i` goes on with an item that started at column `indent`."""
+  if _ITEM.match(lines[i]) or _FIELD.match(lines[i]):
+    return _indent(lines[i]) > indent + 4
+  hanging = _indent(lines[i]) > indent
+  # Some hang nothing: then a full line before it tells.
+  full = len(lines[i - 1]) >= _FULL
+  return (hanging and not lines[i - 1].endswith(":")) or (full and _indent(lines[i]) == indent)
 
 
-def _field(name: str, text: str) -> str:
-  return f"<ul><li>{_text(name.strip())}: {_text(text)}</li></ul>"
+def _is_code(lines: list[str]) -> bool:
+  """Tells code from an indented paragraph or a list of fields."""
+  if _ITEM.match(lines[0]) or _FIELD.match(lines[0]) or _PROSE.match(lines[0]):
+    return False
+  letters = sum(c.isalpha() or c == " " for line in lines for c in line.strip())
+  return bool(_CODE.match(lines[0])) or letters < 0.8 * sum(len(line.strip()) for line in lines)
 
 
 def _indent(line: str) -> int:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 _ROLE = re.compile(r":(?:[a-z]+:)?[a-z]+:`(~?)([^`<>]*?)(?:\s*<[^<>`]*>)?`")
 _CALL = re.compile(r"^(?:[\w.]+\.)?(\w+)(\(.*?\))\s*(?:->\s*(\S.*))?$")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_DIRECTIVE = re.compile(r"^( *)\.\. ([\w-]+):: ?(.*)$", re.MULTILINE)
+_SPOKEN = {"note", "warning", "important", "tip", "caution", "attention", "seealso", "danger"}
+_LITERAL = re.compile(r" ?::$", re.MULTILINE)
 _LONGEST_DEFAULT = 24  # Characters; a longer default value says "...".
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -38,7 +41,9 @@ class Entry:
 
 
 def unmark(text: str) -> str:
-  """Returns `text` with roles such as :func:`~a.b` as plain words and ``x`` as `x`."""
+  """Returns reStructuredText as plain text: no roles and directives, ``x`` as `x`, `::` as `:`."""
+  if "::" in text:
+    text = _LITERAL.sub(":", _DIRECTIVE.sub(_spoken, text))
   if "`" not in text:
     return text
   text = _ROLE.sub(lambda m: m[2].rpartition(".")[2] if m[1] else m[2], text)
@@ -83,6 +88,12 @@ def from_module(module: types.ModuleType, package: str, address) -> list[Entry]:
     elif inspect.isroutine(value):
       found.append(_inspected(owner, key, "function", value, package, address))
   return found
+
+
+def _spoken(directive: re.Match) -> str:
+  """`.. note:: x` becomes `Note: x`, what only a renderer needs goes."""
+  indent, name, text = directive.groups()
+  return f"{indent}{name.capitalize()}: {text}".rstrip() if name in _SPOKEN else ""
 
 
 def _walk(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, str, ast.AST]]:

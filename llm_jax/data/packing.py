@@ -18,8 +18,8 @@ from llm_jax.errors import UserError
 
 _FORMAT = "llm_jax-tokens-1"
 # Documents are read in this thread: a row costs less than handing it to another one does.
-_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-_BINS = 64  # Rows that are open at once: more waste less, and cost memory and first-batch time.
+READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+_BINS = 256  # Rows that are open at once: more waste less, and cost memory and first-batch time.
 
 
 class RandomAccess(Protocol):
@@ -58,7 +58,8 @@ def write_tokens(
   path.parent.mkdir(parents=True, exist_ok=True)
   dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
   partial = path.with_name(path.name + ".partial")
-  writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+  # Uncompressed: ids hardly shrink, and a chunk of a long document reads the whole of it.
+  writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
   lengths = []
   try:
     for document in documents:
@@ -70,9 +71,12 @@ def write_tokens(
     counts = {"documents": len(lengths), "tokens": sum(lengths)}
     meta = json.dumps({"format": _FORMAT, "dtype": dtype.str, **counts})
     writer.write(np.asarray(lengths, "<u4").tobytes() + b"\n" + meta.encode())
-  finally:
     writer.close()
-  partial.replace(path)
+    partial.replace(path)
+  finally:
+    if writer.is_open():
+      writer.close()
+    partial.unlink(missing_ok=True)
   return counts
 
 
@@ -92,9 +96,7 @@ class TokenSource:
     if not os.path.isfile(self._path):
       raise UserError(f"no token file {self._path}: {remedy}")
     try:
-      self._reader = array_record_module.ArrayRecordReader(
-        self._path, "readahead_buffer_size:0"
-      )
+      self._reader = array_record_module.ArrayRecordReader(self._path, "readahead_buffer_size:0")
       count = self._reader.num_records()
       body, _, meta_line = self._reader.read([count - 1])[0].rpartition(b"\n")
       meta = json.loads(meta_line)
@@ -164,24 +166,26 @@ def pack(
   batch: int,
   seed: int = 0,
   strategy: str = "first_fit",
-) -> Iterator[dict[str, np.ndarray]]:
+  shuffle: bool = True,
+) -> "Stream":
   """Packs items into rows and rows into LM batches (llm_jax/data/batches.py).
 
   Args:
     dataset: items {"tokens", "targets"[, "mask"]}, each [n] with n <= length; a missing mask is 1.
     length: T.
     batch: B. A finite dataset's last batch is filled up with empty rows (segments 0, mask 0).
-    seed: of the order in which rows that were packed together come out.
+    seed: of the order in which rows that were packed together come out, if `shuffle`.
     strategy: "first_fit" leaves items whole and pads; "best_fit" too, into the fullest row that
       has room (arXiv:2404.10830); "concat" cuts items at the ends of rows and pads nothing.
+    shuffle: False gives packed rows out in the order in which they were opened.
 
   Returns:
-    A Grain iterator; `set_state(get_state())` goes on with exactly the same batches.
+    An iterator; `set_state(get_state())` goes on with exactly the same batches.
 
   Raises:
     ValueError: for an unknown strategy; on the first item longer than `length`.
   """
-  rows = dataset.map(_with_mask).to_iter_dataset(_READ)
+  rows = dataset.map(_with_mask).to_iter_dataset(READ)
   lengths = {"tokens": length, "targets": length, "mask": length}
   if strategy == "concat":
     rows = grain.experimental.ConcatThenSplitIterDataset(rows, length_struct=lengths)
@@ -191,10 +195,44 @@ def pack(
       if strategy == "first_fit"
       else grain.experimental.BestFitPackIterDataset
     )
-    rows = packer(rows, length_struct=lengths, num_packing_bins=max(_BINS, batch), seed=seed)
+    bins = max(_BINS, batch)
+    rows = packer(
+      rows, length_struct=lengths, num_packing_bins=bins, seed=seed, shuffle_bins=shuffle
+    )
   else:
     raise ValueError(f"unknown strategy {strategy!r}; there are: best_fit, concat, first_fit")
-  return iter(rows.batch(batch, drop_remainder=False, batch_fn=lambda x: _stack(x, batch)))
+  rows = rows.batch(batch, drop_remainder=False, batch_fn=lambda x: _stack(x, batch))
+  return Stream(iter(rows))
+
+
+class Stream(Iterator[dict[str, np.ndarray]]):
+  """A Grain iterator whose state survives JSON."""
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    self._iterator = iterator
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns where the stream is; JSON-able."""
+    return self._iterator.get_state()
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to where `get_state` was called on a stream that was made with the same arguments."""
+    self._iterator.set_state(_with_tuples(state))
+
+
+def _with_tuples(state: Any) -> Any:
+  """Undoes JSON's lists in the state of ConcatThenSplit, which compares slices with tuples."""
+  if not isinstance(state, Mapping):
+    return state
+  return {
+    key: {k: tuple(v) for k, v in value.items()}
+    if key == "remainder_slices"
+    else _with_tuples(value)
+    for key, value in state.items()
+  }
 
 
 def _with_mask(item: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

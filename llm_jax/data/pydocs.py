@@ -4,7 +4,6 @@ Pages are made with their boilerplate and their duplicates, and written as WARC 
 what follows is the same work as on a crawl of the web.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -14,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import io
 import itertools
-import multiprocessing
 import pathlib
 import pydoc_data.topics
 import re
@@ -27,6 +25,7 @@ from warcio.warcwriter import WARCWriter
 
 from llm_jax.data import docsite, docstrings
 from llm_jax.data.docstrings import Entry
+from llm_jax.data.workers import batched, ordered_map
 
 __all__ = ["Entry", "Module", "crawl", "entries", "modules"]
 
@@ -153,21 +152,9 @@ def _module_name(file: pathlib.PurePath) -> str:
 
 def _pages(listed: Sequence[Module], workers: int, render: bool = True) -> Iterator[_Page]:
   """Makes pages in the order of `listed`, a chunk of neighbours at a time."""
-  chunks = [listed[i : i + _CHUNK] for i in range(0, len(listed), _CHUNK)]
   make = functools.partial(_make, render=render)
-  if workers <= 1:
-    yield from itertools.chain.from_iterable(map(make, chunks))
-    return
-  # Spawned, not forked: the parent may have threads, and the page maker imports what it likes.
-  context = multiprocessing.get_context("spawn")
-  pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-  try:
-    window = [pool.submit(make, chunk) for chunk in chunks[: 4 * workers]]
-    for chunk in [*chunks[4 * workers :], *[()] * len(window)]:
-      yield from window.pop(0).result(_TIMEOUT)
-      window.append(pool.submit(make, chunk))
-  finally:
-    pool.shutdown(cancel_futures=True)
+  chunks = batched(listed, _CHUNK)
+  yield from itertools.chain.from_iterable(ordered_map(make, chunks, workers, _TIMEOUT))
 
 
 def _make(listed: Sequence[Module], render: bool) -> list[_Page]:
@@ -195,6 +182,8 @@ def _entries(module: Module) -> list[Entry]:
     source = pathlib.Path(module.path).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError):
     return []
+  if '"""' not in source and "'''" not in source:
+    return []  # Hardly anything to read, and parsing is what takes the time.
   return docstrings.from_source(source, module.name, module.package, module.url)
 
 
@@ -237,4 +226,3 @@ def _uuid(url: str) -> str:
 
 def _hash(text: str) -> bytes:
   return hashlib.blake2b(text.encode(), digest_size=8).digest()
-

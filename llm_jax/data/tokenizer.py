@@ -8,7 +8,6 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import sentencepiece
 
 from llm_jax.errors import UserError
@@ -148,10 +147,28 @@ def train(
   if vocab_size < _SMALLEST:
     raise UserError(f"vocab_size={vocab_size} is too small: it must be at least {_SMALLEST}")
   chosen = _sample(texts, seed, max_bytes)
+  model = _fit(chosen, vocab_size)
+  tokenizer = Tokenizer(model)
+  _save(tokenizer, model, pathlib.Path(directory), chosen, seed)
+  return tokenizer
+
+
+def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+  """Returns UTF-8 bytes per token over all `texts`; 0 if they hold no token."""
+  tokens = sum(map(len, tokenizer.encode_batch(texts)))
+  return sum(byte_count(text) for text in texts) / tokens if tokens else 0.0
+
+
+def byte_count(text: str) -> int:
+  """Returns the length of `text` in UTF-8 bytes, lone surrogates counting as U+FFFD."""
+  return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _fit(texts: Sequence[str], vocab_size: int) -> bytes:
   buffer = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(_lines(chosen)),
+      sentence_iterator=iter(_lines(texts)),
       model_writer=buffer,
       model_type="bpe",
       vocab_size=vocab_size,
@@ -168,30 +185,22 @@ def train(
       bos_id=2,
       eos_id=3,
       max_sentence_length=8 * _LINE_CHARS,
+      num_threads=1,  # Another number gives another model, and is no faster.
       minloglevel=2,
     )
   except RuntimeError as error:
-    limit = re.search(r"value <= (\d+)", str(error))
-    hint = f"set it to at most {limit[1]}, or" if limit else "the corpus holds too little text:"
-    size = sum(len(text) for text in chosen)
+    most = re.search(r"value <= (\d+)", str(error))
+    least = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+    hint = "add documents"
+    if most:
+      hint = f"set it to at most {most[1]}, or add documents"
+    elif least:
+      hint = f"set it to at least {least[1]}: every character in use needs one"
+    size = sum(map(len, texts))
     raise UserError(
-      f"cannot train a tokenizer of vocab_size={vocab_size} on {size} characters: "
-      f"{hint} add documents"
+      f"cannot train a tokenizer of vocab_size={vocab_size} on {size} characters: {hint}"
     ) from error
-  tokenizer = Tokenizer(buffer.getvalue())
-  _save(tokenizer, buffer.getvalue(), pathlib.Path(directory), chosen, seed)
-  return tokenizer
-
-
-def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-  """Returns UTF-8 bytes per token over all `texts`; 0 if they hold no token."""
-  tokens = sum(map(len, tokenizer.encode_batch(texts)))
-  return sum(byte_count(text) for text in texts) / tokens if tokens else 0.0
-
-
-def byte_count(text: str) -> int:
-  """Returns the length of `text` in UTF-8 bytes, lone surrogates counting as U+FFFD."""
-  return len(text.encode("utf-8", "surrogatepass"))
+  return buffer.getvalue()
 
 
 def _sample(texts: Iterable[str], seed: int, max_bytes: int) -> list[str]:
@@ -229,7 +238,8 @@ def _save(
     "seed": seed,
     "trained_on_documents": len(chosen),
     "trained_on_bytes": sum(map(byte_count, chosen)),
-    "bytes_per_token": float(np.round(bytes_per_token(tokenizer, chosen), 4)),
+    # The sample is in the order of its hashes: its first documents are as good as any.
+    "bytes_per_token": round(bytes_per_token(tokenizer, chosen[:100]), 4),
     "sha256": hashlib.sha256(model).hexdigest(),
   }
   (directory / _MODEL).write_bytes(model)

@@ -3,8 +3,12 @@
 Shape letters: B batch, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+_BLOCK = 64  # Tokens per block of the two-level inverse of the distribution function.
 
 
 def truncate(logits: jax.Array, top_k: int = 0, top_p: jax.Array | float = 1.0) -> jax.Array:
@@ -26,24 +30,28 @@ def truncate(logits: jax.Array, top_k: int = 0, top_p: jax.Array | float = 1.0) 
   Raises:
     ValueError: if `top_k` is negative or a static `top_p` outside (0, 1].
   """
+  static = isinstance(top_p, float | int)
   if top_k < 0:
     raise ValueError(f"top_k must be at least 0, got {top_k}")
-  if isinstance(top_p, float | int) and not 0 < top_p <= 1:
+  if static and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
   if 0 < top_k < logits.shape[-1]:
-    least_B1 = jax.lax.top_k(logits, top_k)[0][:, -1:]
-    logits = jnp.where(logits >= least_B1, logits, -jnp.inf)
-  if isinstance(top_p, float | int) and top_p == 1:
+    logits = _keep_fewest(logits, lambda kept_BV: jnp.sum(kept_BV, axis=-1) >= top_k)
+  if static and top_p == 1:
     return logits
-  probs_BV = jax.nn.softmax(logits, axis=-1)
-  sorted_BV = jnp.sort(probs_BV, axis=-1, descending=True)
-  before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV  # The mass of all likelier tokens.
-  least_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(probs_BV >= least_B1, logits, -jnp.inf)
+  weights_BV = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  needed_B = top_p * jnp.sum(weights_BV, axis=-1)
+  return _keep_fewest(
+    logits, lambda kept_BV: jnp.sum(jnp.where(kept_BV, weights_BV, 0), axis=-1) >= needed_B
+  )
 
 
 def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
   """One token per row from softmax(logits), each row by a key of its own.
+
+  Inverts the distribution function at one uniform number per row, first over blocks of tokens,
+  then within the block: a tenth of the time of one Gumbel number per token. The uniform has 23
+  bits, so probabilities far below 1e-7 are not resolved.
 
   Args:
     keys: [B] PRNG keys.
@@ -52,4 +60,45 @@ def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
   Returns:
     [B] int32.
   """
-  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+  rows, vocabulary = logits.shape
+  weights_BV = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  weights_BV = jnp.pad(weights_BV, ((0, 0), (0, -vocabulary % _BLOCK)))
+  weights = weights_BV.reshape(rows, -1, _BLOCK)
+  block_mass = weights.sum(axis=-1)
+  uniform_B = jax.vmap(jax.random.uniform)(keys)
+  block_B, offset_B = _invert(block_mass, uniform_B * block_mass.sum(axis=-1))
+  inner = jnp.take_along_axis(weights, block_B[:, None, None], axis=1)[:, 0]
+  token_B, _ = _invert(inner, offset_B)
+  return (block_B * _BLOCK + token_B).astype(jnp.int32)
+
+
+def _invert(weights: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The first entry of positive weight whose cumulative sum exceeds the target, and the rest."""
+  sums = jnp.cumsum(weights, axis=-1)
+  candidates = (weights > 0) & (sums > target_B[:, None])
+  # Rounding may leave the target at or above the last sum: then the heaviest entry stands in.
+  heaviest = weights >= jnp.max(weights, axis=-1, keepdims=True)
+  found = jnp.any(candidates, axis=-1, keepdims=True)
+  index_B = jnp.argmax(jnp.where(found, candidates, heaviest), axis=-1)
+  before_B = jnp.take_along_axis(sums - weights, index_B[:, None], axis=-1)[:, 0]
+  return index_B, target_B - before_B
+
+
+def _keep_fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+  """Keeps the fewest largest logits that are `enough`, and the ties of the last; -inf elsewhere.
+
+  `enough` maps kept [B, V] to [B] and is monotone. Bisects the threshold over the bit patterns of
+  float32, ordered like the numbers: 32 passes are exact, and far cheaper on a CPU than a sort.
+  """
+  bits_BV = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
+  order_BV = jnp.where(bits_BV < 0, bits_BV ^ 0x7FFFFFFF, bits_BV)
+
+  def halve(_, bounds):
+    low_B, high_B = bounds  # All from low on are enough; all from high on are not.
+    middle_B = (low_B >> 1) + (high_B >> 1) + (low_B & high_B & 1)
+    good_B = enough(order_BV >= middle_B[:, None])
+    return jnp.where(good_B, middle_B, low_B), jnp.where(good_B, high_B, middle_B)
+
+  bounds = (jnp.min(order_BV, axis=-1), jnp.max(order_BV, axis=-1) + 1)
+  low_B, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+  return jnp.where(order_BV >= low_B[:, None], logits, -jnp.inf)

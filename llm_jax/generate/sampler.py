@@ -6,6 +6,7 @@ Shape letters: B rows, P prompt slots, N new tokens, S = P + N slots, D model wi
 import functools
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,17 +42,6 @@ class Rollout(NamedTuple):
   sampled_logps: jax.Array
   lengths: jax.Array
   ended: jax.Array
-
-
-class _State(NamedTuple):
-  step: jax.Array  # [] int32, tokens drawn so far.
-  hidden: jax.Array  # [B, D], the state that predicts the next token.
-  ended: jax.Array  # [B] bool.
-  tokens: jax.Array  # [B, N] int32.
-  mask: jax.Array  # [B, N] float32.
-  logps: jax.Array  # [B, N] float32.
-  sampled_logps: jax.Array  # [B, N] float32.
-  cache: Cache
 
 
 def sample(
@@ -96,21 +86,18 @@ def sample(
       left, or P + N exceeds a table of learned positions.
   """
   _check(prompts, prompt_mask, keys, max_new, temperature, top_k, top_p)
-  return _sample(
-    model,
-    params,
-    jnp.asarray(prompts, jnp.int32),
-    jnp.asarray(prompt_mask),
-    keys,
-    jnp.float32(temperature if temperature else 1.0),
-    jnp.float32(top_p),
-    jnp.int32(end_id),
-    jnp.int32(pad_id),
+  setting = _Setting(
+    temperature=jnp.float32(temperature if temperature > 0 else 1.0),
+    top_p=jnp.float32(top_p),
+    end_id=jnp.int32(end_id),
+    pad_id=jnp.int32(pad_id),
     max_new=max_new,
     top_k=top_k,
     greedy=temperature == 0,
     nucleus=top_p < 1,
   )
+  prompts, prompt_mask = jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_mask)
+  return _sample(model, params, prompts, prompt_mask, keys, setting)
 
 
 def rollout_to_batch(rollout: Rollout) -> Batch:
@@ -128,49 +115,38 @@ def rollout_to_batch(rollout: Rollout) -> Batch:
   }
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model", "max_new", "top_k", "greedy", "nucleus")
-)
-def _sample(
-  model, params, prompts, prompt_mask, keys, temperature, top_p, end_id, pad_id,
-  *, max_new, top_k, greedy, nucleus,
-):
+class _State(NamedTuple):
+  step: jax.Array  # [] int32, tokens drawn so far.
+  hidden: jax.Array  # [B, D], the state that predicts the next token.
+  ended: jax.Array  # [B] bool.
+  tokens: jax.Array  # [B, N] int32.
+  mask: jax.Array  # [B, N] float32.
+  logps: jax.Array  # [B, N] float32.
+  sampled_logps: jax.Array  # [B, N] float32.
+  cache: Cache
+
+
+@flax.struct.dataclass
+class _Setting:
+  temperature: jax.Array
+  top_p: jax.Array
+  end_id: jax.Array
+  pad_id: jax.Array
+  max_new: int = flax.struct.field(pytree_node=False)
+  top_k: int = flax.struct.field(pytree_node=False)
+  greedy: bool = flax.struct.field(pytree_node=False)
+  nucleus: bool = flax.struct.field(pytree_node=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
   head_DV = model.head(params).astype(jnp.dtype(model.dtype))
-  rows, width = prompts.shape
   positions_BP, segments_BP = prompt_places(prompt_mask)
   first_B = segments_BP.sum(axis=1)  # The position of the first new token.
 
-  def pick(state: _State) -> _State:
-    """Draws token number `state.step` of every row and writes it down."""
-    logits_BV = jnp.dot(state.hidden, head_DV, preferred_element_type=jnp.float32) / temperature
-    norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
-    if greedy:
-      token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-      sampled_B = jnp.zeros(rows, jnp.float32)
-    else:
-      kept_BV = truncate(logits_BV, top_k, top_p if nucleus else 1.0)
-      token_B = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, state.step), kept_BV)
-      kept_norm_B = jax.nn.logsumexp(kept_BV, axis=-1)
-      sampled_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0] - kept_norm_B
-    logp_B = (jnp.take_along_axis(logits_BV, token_B[:, None], axis=1) - norm_B1)[:, 0]
-    alive_B = ~state.ended
-
-    def put(buffer_BN, value_B):
-      value_B1 = value_B.astype(buffer_BN.dtype)[:, None]
-      return jax.lax.dynamic_update_slice(buffer_BN, value_B1, (0, state.step))
-
-    return state._replace(
-      step=state.step + 1,
-      ended=state.ended | (token_B == end_id),
-      tokens=put(state.tokens, jnp.where(alive_B, token_B, pad_id)),
-      mask=put(state.mask, alive_B),
-      logps=put(state.logps, jnp.where(alive_B, logp_B, 0)),
-      sampled_logps=put(state.sampled_logps, jnp.where(alive_B, sampled_B, 0)),
-    )
-
   def advance(state: _State) -> _State:
-    """Reads the newest token, then draws the next."""
+    """Reads the newest token of every row, then draws the next."""
     at = state.step - 1
     token_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, axis=1)
     segment_B1 = jax.lax.dynamic_slice_in_dim(state.mask, at, 1, axis=1).astype(jnp.int32)
@@ -178,30 +154,67 @@ def _sample(
     hidden_B1D, cache = model.apply(
       {"params": params}, token_B1, position_B1, segment_B1, cache=state.cache
     )
-    return pick(state._replace(hidden=hidden_B1D[:, 0], cache=cache))
+    return _pick(setting, head_DV, keys, state._replace(hidden=hidden_B1D[:, 0], cache=cache))
 
+  def unfinished(state: _State) -> jax.Array:
+    return (state.step < setting.max_new) & ~jnp.all(state.ended)
+
+  state = _prefill(model, params, prompts, positions_BP, segments_BP, setting)
+  state = jax.lax.while_loop(unfinished, advance, _pick(setting, head_DV, keys, state))
+  return _rollout(state, prompts, positions_BP, segments_BP, first_B)
+
+
+def _prefill(model, params, prompts, positions_BP, segments_BP, setting: _Setting) -> _State:
+  """Reads the prompts into a cache with room for the answers."""
+  rows, width = prompts.shape
+  cache = model.empty_cache(rows, width + setting.max_new)
   hidden_BPD, cache = model.apply(
-    {"params": params},
-    prompts,
-    positions_BP,
-    segments_BP,
-    cache=model.empty_cache(rows, width + max_new),
+    {"params": params}, prompts, positions_BP, segments_BP, cache=cache
   )
-  zeros_BN = jnp.zeros((rows, max_new), jnp.float32)
-  state = _State(
+  zeros_BN = jnp.zeros((rows, setting.max_new), jnp.float32)
+  return _State(
     step=jnp.int32(0),
-    hidden=hidden_BPD[:, -1],
+    hidden=hidden_BPD[:, -1],  # Padded on the left, so every prompt ends in the last slot.
     ended=jnp.zeros(rows, bool),
-    tokens=jnp.full((rows, max_new), pad_id, jnp.int32),
+    tokens=jnp.full(zeros_BN.shape, setting.pad_id, jnp.int32),
     mask=zeros_BN,
     logps=zeros_BN,
     sampled_logps=zeros_BN,
     cache=cache,
   )
-  state = jax.lax.while_loop(
-    lambda s: (s.step < max_new) & ~jnp.all(s.ended), advance, pick(state)
+
+
+def _pick(setting: _Setting, head_DV, keys, state: _State) -> _State:
+  """Draws token number `state.step` of every row from its hidden state, and writes it down."""
+  logits_BV = jnp.dot(state.hidden, head_DV, preferred_element_type=jnp.float32)
+  logits_BV = logits_BV / setting.temperature
+  if setting.greedy:
+    token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logp_B = _logp(logits_BV, token_B)
+    sampled_B = jnp.zeros_like(logp_B)
+  else:
+    kept_BV = truncate(logits_BV, setting.top_k, setting.top_p if setting.nucleus else 1.0)
+    token_B = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, state.step), kept_BV)
+    logp_B, sampled_B = _logp(logits_BV, token_B), _logp(kept_BV, token_B)
+  alive_B = ~state.ended
+
+  def put(buffer_BN, value_B):
+    value_B1 = value_B.astype(buffer_BN.dtype)[:, None]
+    return jax.lax.dynamic_update_slice(buffer_BN, value_B1, (0, state.step))
+
+  return state._replace(
+    step=state.step + 1,
+    ended=state.ended | (token_B == setting.end_id),
+    tokens=put(state.tokens, jnp.where(alive_B, token_B, setting.pad_id)),
+    mask=put(state.mask, alive_B),
+    logps=put(state.logps, jnp.where(alive_B, logp_B, 0)),
+    sampled_logps=put(state.sampled_logps, jnp.where(alive_B, sampled_B, 0)),
   )
-  return _rollout(state, prompts, positions_BP, segments_BP, first_B)
+
+
+def _logp(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+  picked_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+  return picked_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
 def _rollout(state: _State, prompts, positions_BP, segments_BP, first_B) -> Rollout:

@@ -58,11 +58,11 @@ def takes_of(loss: Callable, usual: tuple[str, ...]) -> Takes:
 
 def optional_of(loss: Callable, names: tuple[str, ...]) -> tuple[str, ...]:
   """Returns those of `names` that `loss` has as keywords and that nobody has bound yet."""
-  bound = set(takes_of(loss, ()).names) if hasattr(loss, "takes") else set()
-  bare = loss
+  bare, bound = loss, set()
   while isinstance(bare, functools.partial):
-    bound |= set(bare.keywords) | set(getattr(bare.func, "takes", Takes(())).names)
+    bound |= set(bare.keywords)
     bare = bare.func
+  bound |= set(getattr(bare, "takes", Takes(())).names)
   parameters = inspect.signature(loss).parameters
   return tuple(n for n in names if n in parameters and n not in bound)
 

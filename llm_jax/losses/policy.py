@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.losses.inputs import check_shapes, takes
+from llm_jax.losses.sequences import sequence_mean
 
 
 def ppo_clip(

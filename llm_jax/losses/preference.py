@@ -53,7 +53,7 @@ def hinge(chosen: jax.Array, rejected: jax.Array, beta: float = 1.0) -> jax.Arra
   """SLiC's rank calibration: max(0, 1 - beta * (chosen - rejected)), [B].
 
   Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, eq. 1, with the log-ratios of RSO (Liu et al. 2023,
-  arXiv:2309.06657, eq. 10).
+  arXiv:2309.06657, section 3).
   """
   check_shapes(chosen=chosen, rejected=rejected)
   return jax.nn.relu(1.0 - beta * _difference(chosen, rejected))
@@ -78,8 +78,8 @@ def robust(
     loss = ((1 - s) * -log sigmoid(m) - s * -log sigmoid(-m)) / (1 - 2 s),
     m = beta * (chosen - rejected)
 
-  Chowdhury et al. 2024, robust DPO, arXiv:2403.00409, eq. 14. Its mean over flipped labels is the
-  loss on the clean ones; a single value may be negative.
+  Chowdhury et al. 2024, robust DPO, arXiv:2403.00409, section 3. Its mean over flipped labels is
+  the loss on the clean ones; a single value may be negative.
 
   Raises:
     ValueError: if the shapes differ or `smoothing` is outside [0, 0.5).
@@ -160,8 +160,8 @@ def kto(
     z = max(0, baseline)
     good: w_d * (1 - sigmoid(beta (logratio - z)));  bad: w_u * (1 - sigmoid(beta (z - logratio)))
 
-  Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8. No gradient flows through z. On a paired batch
-  `logratio_pairs` adds the term of the chosen answer (good) and of the rejected one (bad).
+  Ethayarajh et al. 2024, arXiv:2402.01306, section 4. No gradient flows through z. On a paired
+  batch `logratio_pairs` adds the term of the chosen answer (good) and of the rejected one (bad).
 
   Args:
     logratio: [B] log pi / pi_ref in nats, summed over the answer's tokens.
@@ -201,7 +201,7 @@ def nca(chosen: jax.Array, rejected: jax.Array, beta: float = 1.0) -> jax.Array:
 
     loss = -log sigmoid(b chosen) - (log sigmoid(-b chosen) + log sigmoid(-b rejected)) / 2
 
-  Chen et al. 2024, NCA, arXiv:2402.05369, eq. 14 (pairwise form).
+  Chen et al. 2024, NCA, arXiv:2402.05369, the pairwise form.
   """
   check_shapes(chosen=chosen, rejected=rejected)
   c_B, r_B = beta * _f32(chosen), beta * _f32(rejected)
@@ -219,7 +219,7 @@ def bco_pair(
 
     loss = -log sigmoid(beta (chosen - z)) - log sigmoid(-beta (rejected - z))
 
-  Jung et al. 2024, BCO, arXiv:2404.04656, eq. 12. `baseline` z, scalar or [B], is the running mean
+  Jung et al. 2024, BCO, arXiv:2404.04656. `baseline` z, scalar or [B], is the running mean
   log-ratio of all answers (the paper's reward shift over beta): data, without gradient.
   """
   check_shapes(chosen=chosen, rejected=rejected)
@@ -254,9 +254,10 @@ def discopop(
 ) -> jax.Array:
   """The discovered log-ratio modulated loss, [B].
 
-    loss = (1 - w) * -log sigmoid(m) + w * exp(-m),  w = sigmoid(m / tau), m = beta (chosen-rejected)
+    loss = (1 - w) * -log sigmoid(m) + w * exp(-m)
+    w = sigmoid(m / tau),  m = beta * (chosen - rejected)
 
-  Lu et al. 2024, DiscoPOP, arXiv:2406.08414, eq. 5. Not monotone: near m = 0 it is not convex.
+  Lu et al. 2024, DiscoPOP, arXiv:2406.08414, section 5. Not monotone: near m = 0 it is not convex.
 
   Raises:
     ValueError: if the shapes differ or `tau` is outside (0, 1), where exp(-m) could overflow.

@@ -31,7 +31,7 @@ def token_stats(
   targets: jax.Array,
   *,
   temperature: float = 1.0,
-  chunk: int = 1024,
+  chunk: int = 512,
 ) -> TokenStats:
   """Statistics of softmax(hidden @ head / temperature), at most `chunk` tokens at a time.
 

@@ -1,1 +1,1 @@
-"""Decoders and their heads: flax.linen modules with logical axis names, pure functions of params."""
+"""Decoders and their heads: flax.linen modules with logical axis names, pure in their params."""

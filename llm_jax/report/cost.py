@@ -8,6 +8,7 @@ from llm_jax.report.markup import (
   DASH,
   Html,
   bar,
+  branch,
   details,
   dig,
   el,
@@ -45,8 +46,7 @@ def cost(run: Run) -> Html:
 
 
 def _time(summary: dict[str, Any]) -> Html:
-  found = dig(summary, "time")
-  found = found if isinstance(found, dict) else {}
+  found = branch(summary, "time")
   stages = {k: x for k, v in found.items() if k != "total" and (x := number(v)) is not None}
   if not stages:
     return missing("time")
@@ -77,12 +77,10 @@ def _again(run: Run) -> Html:
   command = dig(summary, "command")
   parts = [el("pre", command, cls="command") if command else missing("command")]
   facts = [("seed", dig(summary, "seed")), ("llm_jax", dig(summary, "version"))]
-  machine = dig(summary, "machine")
-  facts += list(machine.items()) if isinstance(machine, dict) else [("machine", None)]
+  facts += list(branch(summary, "machine").items()) or [("machine", None)]
   peak = number(dig(summary, "peak_memory_gib"))
   facts.append(("peak memory", f"{real(peak)} GiB" if peak is not None else None))
-  versions = dig(summary, "versions")
-  packages = sorted(versions.items()) if isinstance(versions, dict) else []
+  packages = sorted(branch(summary, "versions").items())
   lists = [_facts("Run and machine", facts)]
   lists.append(_facts("Versions", packages) if packages else missing("versions"))
   parts.append(el("div", *lists, cls="sides"))

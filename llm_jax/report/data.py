@@ -7,6 +7,7 @@ from llm_jax.report.markup import (
   DASH,
   Html,
   bar,
+  branch,
   clip,
   count,
   details,
@@ -67,10 +68,8 @@ def _funnel(funnel: list[dict[str, Any]]) -> Html:
 
 
 def _dropped(step: dict[str, Any]) -> dict[str, float]:
-  found = step.get("dropped")
-  if not isinstance(found, dict):
-    return {}
-  counts = {str(k): x for k, v in found.items() if (x := number(v)) is not None and x > 0}
+  found = branch(step, "dropped")
+  counts = {k: x for k, v in found.items() if (x := number(v)) is not None and x > 0}
   return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
@@ -120,8 +119,8 @@ def _before_after(summary: dict[str, Any]) -> Html:
 
 def _tokenizer(summary: dict[str, Any]) -> Html:
   parts = []
-  stats = dig(summary, "data.tokenizer")
-  if isinstance(stats, dict) and stats:
+  stats = branch(summary, "data.tokenizer")
+  if stats:
     parts.append(
       el(
         "p",
@@ -132,8 +131,8 @@ def _tokenizer(summary: dict[str, Any]) -> Html:
     )
   else:
     parts.append(missing("data.tokenizer"))
-  splits = dig(summary, "data.splits")
-  if not isinstance(splits, dict) or not splits:
+  splits = branch(summary, "data.splits")
+  if not splits:
     return join([*parts, missing("data.splits")])
   total = sum(number(dig(part, "tokens")) or 0 for part in splits.values())
   body = []

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llm_jax.report.markup import Html, el, esc, join, minus
+from llm_jax.report.markup import Html, el, join, minus
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
@@ -92,16 +92,16 @@ def figure(axes: Axes, *marks: Any, title: str, note: Any = "") -> Html:
   return el("figure", caption, svg, cls="still")
 
 
-def line(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str, cls: str = "") -> Html:
-  """Returns a path through the points."""
+def line(axes: Axes, xs: Sequence[float], ys: Sequence[float], stroke: str, cls: str = "") -> Html:
+  """Returns a path through the points; `stroke` is any CSS colour."""
   path = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in zip(xs, ys, strict=True))
-  style = f"stroke:var(--{color})"
-  return el("polyline", points=path, style=style, cls=f"path {cls}".strip())
+  return el("polyline", points=path, style=f"stroke:{stroke}", cls=f"path {cls}".strip())
 
 
 def points(axes: Axes, marks: Sequence[Point]) -> Html:
   """Returns the marks with error bars and labels."""
-  return join(_mark(axes, mark) for mark in marks)
+  drawn = [_mark(axes, mark) for mark in marks]
+  return join((*drawn, *_labels(axes, [mark for mark in marks if mark.label])))
 
 
 def histogram(axes: Axes, edges: Sequence[float], counts: Sequence[float], color: str) -> Html:
@@ -131,9 +131,7 @@ def _frame(axes: Axes) -> list[Html]:
     label = minus(f"{y:.{digits[1]}f}")
     parts.append(el("text", label, x=LEFT - 6, y=f"{at + 3.5:.1f}", cls="tick", text_anchor="end"))
   middle = (LEFT + WIDTH - RIGHT) / 2
-  parts.append(
-    el("text", axes.x_label, x=middle, y=HEIGHT - 6, cls="axis", text_anchor="middle")
-  )
+  parts.append(el("text", axes.x_label, x=middle, y=HEIGHT - 6, cls="axis", text_anchor="middle"))
   turn = f"rotate(-90 11 {(TOP + HEIGHT - BOTTOM) / 2})"
   centre = (TOP + HEIGHT - BOTTOM) / 2
   parts.append(
@@ -172,9 +170,26 @@ def _mark(axes: Axes, mark: Point) -> Html:
     parts.append(el("polygon", tip, points=path, style=style, cls="mark"))
   else:
     parts.append(el("circle", tip, cx=f"{x:.1f}", cy=f"{y:.1f}", r=r, style=style, cls="mark"))
-  if mark.label:
-    end = x > WIDTH - 70
-    place = {"x": f"{x - r - 5 if end else x + r + 5:.1f}", "y": f"{y - r:.1f}"}
-    anchor = "end" if end else "start"
-    parts.append(el("text", esc(mark.label), cls="label", text_anchor=anchor, **place))
   return join(parts)
+
+
+def _labels(axes: Axes, marks: Sequence[Point]) -> list[Html]:
+  """Texts beside their marks, each at the first of four places that covers nothing."""
+  taken = [(axes.px(m.x) - 7, axes.py(m.y) - 7, 14.0, 14.0) for m in marks]
+  parts = []
+  for mark in marks:
+    x, y, width = axes.px(mark.x), axes.py(mark.y), 7.2 * len(mark.label)
+    left, right = x - mark.radius - 5 - width, x + mark.radius + 5
+    places = [(a, y + b) for b in (-14, 6) for a in (right, left)]
+    boxes = [(a, b, width, 11.0) for a, b in places if a >= LEFT and a + width <= WIDTH]
+    box = next((b for b in boxes if not any(_overlap(b, t) for t in taken)), boxes[0])
+    taken.append(box)
+    at = {"x": f"{box[0]:.1f}", "y": f"{box[1] + 9:.1f}"}
+    parts.append(el("text", mark.label, cls="label", **at))
+  return parts
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+  """Whether two boxes (x, y, width, height) share a point."""
+  across = a[0] < b[0] + b[2] and b[0] < a[0] + a[2]
+  return across and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]

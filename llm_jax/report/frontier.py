@@ -2,14 +2,25 @@
 
 from llm_jax.report.figures import SHAPES, Axes, Point, figure, line, points, span
 from llm_jax.report.load import Run
-from llm_jax.report.markup import NAMES, POLICIES, Html, dig, el, join, missing, number, real, section
+from llm_jax.report.markup import (
+  NAMES,
+  Html,
+  dig,
+  el,
+  join,
+  missing,
+  number,
+  real,
+  section,
+)
 from llm_jax.report.training import summary_of_kl
 
 LEAD = (
-  "PPO buys reward with distance from the SFT model. On the left, the path of PPO (from light to "
-  "strong, smoothed) and where each policy ended on held-out questions: up and to the left is "
-  "better. If the learned reward climbs and the gold score does not follow, the policy has found "
-  "a weakness of the reward model. "
+  "PPO buys reward with distance from the SFT model. The line is the path of PPO in training, "
+  "smoothed, from light to strong; marks are where each policy ended on held-out questions, with "
+  "standard errors. Against KL, up and to the left is better (the base model, which does not "
+  "answer, is left out). If the learned reward climbs and the gold score does not follow, the "
+  "policy has found a weakness of the reward model. "
 )
 SMOOTH = 0.8  # Weight of the past in the smoothed path.
 
@@ -51,8 +62,8 @@ def _draw(run: Run, x: str, y: str, title: str, note: str) -> Html | None:
   last = max(1, len(smooth) - 1)
   for i in range(len(smooth) - 1):
     (x0, y0), (x1, y1) = smooth[i], smooth[i + 1]
-    part = line(axes, (x0, x1), (y0, y1), "ppo")
-    marks.append(el("g", part, style=f"opacity:{0.25 + 0.75 * i / last:.2f}"))
+    shade = f"color-mix(in srgb, var(--ppo) {30 + 70 * i / last:.0f}%, var(--page))"
+    marks.append(line(axes, (x0, x1), (y0, y1), shade))
   if not trail:
     note += " No PPO path was recorded."
   return figure(axes, *marks, points(axes, ends), title=title, note=note)
@@ -80,7 +91,7 @@ def _smoothed(trail: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _ends(run: Run, x: str, y: str) -> list[Point]:
   """One mark per policy, with standard errors."""
   marks = []
-  for name in POLICIES:
+  for name in ("sft", "dpo", "ppo"):
     values = dig(run.summary, f"policies.{name}")
     a, b = (number(dig(values, key)) for key in (x, y))
     if a is None or b is None:

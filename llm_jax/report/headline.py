@@ -5,7 +5,9 @@ from typing import Any
 from llm_jax.report.load import Run
 from llm_jax.report.markup import (
   DASH,
+  GAP,
   Html,
+  branch,
   count,
   dig,
   el,
@@ -29,7 +31,7 @@ def headline(run: Run) -> Html:
   verdict = _verdict(checks)
   lead = join(
     (
-      "One run of the whole path: raw pages to documents, documents to a language model, the "
+      "The path of a run: raw pages to documents, documents to a language model, the "
       "language model to one that answers, and answers that were improved with preferences. ",
       verdict,
     )
@@ -42,25 +44,26 @@ def headline(run: Run) -> Html:
 
 def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
   """(name, value, remark) of each key figure."""
-  train, held = dig(summary, "data.splits.train"), dig(summary, "data.splits.validation")
-  total = lambda key: sum(number(dig(part, key)) or 0 for part in (train, held)) or None  # noqa: E731
   first = next(iter(rows(summary, "data.funnel")), {})
   device = dig(summary, "machine.device")
-  sft = dig(summary, "policies.sft") or {}
   reduction = number(dig(summary, "pretrain.reduction"))
   bpb = number(dig(summary, "pretrain.bits_per_byte"))
   unigram = dig(summary, "pretrain.unigram_bits_per_byte")
   return [
-    ("Documents", count(total("documents")), f"of {count(first.get('documents'))} read"),
-    ("Tokens", count(total("tokens")), f"from {size(total('bytes'))} of text"),
+    ("Documents", count(_total(summary, "documents")), f"of {count(first.get('documents'))} read"),
+    ("Tokens", count(_total(summary, "tokens")), f"from {size(_total(summary, 'bytes'))} of text"),
     ("Parameters", count(dig(summary, "pretrain.parameters")), _trained_on(summary)),
     (
       "Bits per byte",
       real(bpb),
       f"unigram {real(unigram)}"
-      + (minus(f", {-100 * reduction:+.0f} %") if reduction is not None else ""),
+      + (minus(f", {-100 * reduction:+.0f}{GAP}%") if reduction is not None else ""),
     ),
-    ("SFT answers that end", percent(sft.get("end_rate")), _base(summary, "end_rate")),
+    (
+      "SFT answers that end",
+      percent(dig(summary, "policies.sft.end_rate")),
+      _base(summary, "end_rate"),
+    ),
     _reward_tile(summary),
     ("DPO beats SFT", *_win(summary, "dpo_vs_sft")),
     ("PPO beats SFT", *_win(summary, "ppo_vs_sft")),
@@ -73,6 +76,13 @@ def _tile(name: str, value: str, remark: str) -> Html:
   cls = "empty" if value == DASH else None
   remark = "not recorded" if value == DASH else remark
   return el("div", el("dt", name), el("dd", value, cls=cls), el("dd", remark, cls="remark"))
+
+
+def _total(summary: dict[str, Any], key: str) -> float | None:
+  """The sum over the splits."""
+  parts = [number(dig(part, key)) for part in branch(summary, "data.splits").values()]
+  known = [x for x in parts if x is not None]
+  return sum(known) if known else None
 
 
 def _trained_on(summary: dict[str, Any]) -> str:
@@ -89,8 +99,7 @@ def _reward_tile(summary: dict[str, Any]) -> tuple[str, str, str]:
   """The mean over kinds of rejected answers, and that of the control."""
   means = []
   for path in ("reward.accuracy", "reward.shuffled"):
-    found = dig(summary, path)
-    values = [x for v in found.values() if (x := number(v)) is not None] if found else []
+    values = [x for v in branch(summary, path).values() if (x := number(v)) is not None]
     means.append(sum(values) / len(values) if values else None)
   control = f"control {percent(means[1])}" if means[1] is not None else "mean over kinds"
   return "Reward model accuracy", percent(means[0]), control
@@ -143,5 +152,8 @@ def _value(value: Any) -> str:
   if isinstance(value, bool):
     return "yes" if value else "no"
   if number(value) is None:
-    return DASH if value is None else str(value)
-  return count(value) if isinstance(value, int) else real(value, 4)
+    return DASH if value is None else str(value).replace(">=", "≥").replace("<=", "≤")
+  if isinstance(value, int):
+    return count(value)
+  text = real(value, 4)
+  return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text

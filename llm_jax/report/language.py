@@ -72,7 +72,9 @@ def _prediction(row: dict[str, Any]) -> Html:
   pairs = _candidates(row)
   hits = [i for i, (text, _) in enumerate(pairs) if text == truth]
   # A decoder may strip the space before a token, so the second look ignores it.
-  hits = hits or [i for i, (t, _) in enumerate(pairs) if truth.strip() and t.strip() == truth.strip()]
+  hits = hits or [
+    i for i, (t, _) in enumerate(pairs) if truth.strip() and t.strip() == truth.strip()
+  ]
   lines = []
   for i, (text, p) in enumerate(pairs):
     right = i in hits[:1]
@@ -82,7 +84,9 @@ def _prediction(row: dict[str, Any]) -> Html:
     lines.append(el("li", mark, token, gauge, cls="truth" if right else None))
   if not hits:
     note = ("not among the candidates", el("code", _visible(truth), cls="token"))
-    lines.append(el("li", el("span", "✓", cls="tick-mark"), note[1], el("span", note[0]), cls="miss"))
+    lines.append(
+      el("li", el("span", "✓", cls="tick-mark"), note[1], el("span", note[0]), cls="miss")
+    )
   head = ("…" if len(context) > 280 else "") + context[-280:]
   return el("div", el("pre", head, el("mark", _visible(truth))), el("ol", *lines), cls="prediction")
 
@@ -151,7 +155,9 @@ def _card(index: int, row: dict[str, Any], n: int) -> Html:
       continue
     chip = _chip(_gold(row, name))
     text = str(row.get(name))
-    said = el("p", clip(text, TEXT), cls="said") if text.strip() else el("p", "(empty)", cls="missing")
+    said = (
+      el("p", clip(text, TEXT), cls="said") if text.strip() else el("p", "(empty)", cls="missing")
+    )
     columns.append(el("div", el("h4", policy(name), chip), said, cls="answer"))
   absent = [NAMES[name] for name in POLICIES if row.get(name) is None]
   thing = el("code", row.get("object")) if row.get("object") is not None else ""

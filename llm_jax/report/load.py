@@ -58,9 +58,7 @@ def load(workdir: Path | str, points: int = 500) -> Run:
     if stage.series:
       curves[path.parent.name] = stage
   if summary is None and not curves:
-    raise UserError(
-      f"{workdir}: neither summary.json nor <stage>/metrics.jsonl; run a stage of the pipeline first"
-    )
+    raise UserError(f"{workdir}: neither summary.json nor <stage>/metrics.jsonl; run a stage first")
   return Run(workdir, summary or {}, _object(workdir / "config.json"), curves)
 
 
@@ -80,20 +78,36 @@ def read_curves(path: Path, points: int) -> Curves:
     except (ValueError, KeyError, TypeError):
       unreadable += 1
   rows = [by_step[step] for step in sorted(by_step)]
-  first = number(rows[0].get("time")) or 0.0 if rows else 0.0
-  # Times are kept as they are if they already count from the start of the stage.
-  origin = first if first > 1e8 else 0.0
+  clock = _clock(rows)
   width = max(1, math.ceil(len(rows) / points))
   groups = [rows[i : i + width] for i in range(0, len(rows), width)]
   names = {name: None for row in rows for name in row if name not in RESERVED}
   series = {name: [_mean(group, name) for group in groups] for name in names}
   return Curves(
     steps=[group[-1]["step"] for group in groups],
-    times=[max(0.0, (number(group[-1].get("time")) or origin) - origin) for group in groups],
+    times=[clock[min(i + width, len(rows)) - 1] for i in range(0, len(rows), width)],
     series={name: x for name, x in series.items() if any(v is not None for v in x)},
     rows=len(rows),
     unreadable=unreadable,
   )
+
+
+def _clock(rows: list[dict[str, Any]]) -> list[float]:
+  """Seconds since the first row; never backwards, though a resumed run starts its clock anew."""
+  out: list[float] = []
+  shift, last = 0.0, None
+  for row in rows:
+    now = number(row.get("time"))
+    if now is None:
+      now = last if last is not None else 0.0
+    if last is None:
+      # Small times count from the start of the stage already; large ones are a date.
+      shift = -now if now > 1e8 else 0.0
+    elif now < last:
+      shift += last - now
+    last = now
+    out.append(round(now + shift, 3))
+  return out
 
 
 def _mean(group: list[dict[str, Any]], name: str) -> float | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 DASH = "–"
+GAP = "\u00a0"  # Keeps a unit on the line of its number.
 POLICIES = ("base", "sft", "dpo", "ppo")
 NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 
@@ -44,7 +45,10 @@ def number(value: Any) -> float | None:
   """Returns a finite float, or None for everything that is not one."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     return None
-  return float(value) if math.isfinite(value) else None
+  try:
+    return float(value) if math.isfinite(value) else None
+  except OverflowError:  # An int beyond every float.
+    return None
 
 
 def minus(text: str) -> str:
@@ -59,8 +63,12 @@ def count(value: Any) -> str:
     return DASH
   for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
     if abs(x) >= max(size, 1e5):
-      return minus(f"{x / size:.3g} {unit}") if abs(x) / size < 999.5 else f"{x / size:.0f} {unit}"
-  return minus(f"{x:,.0f}".replace(",", " ")) if x == int(x) else real(x)
+      return (
+        minus(f"{x / size:.3g}{GAP}{unit}")
+        if abs(x) / size < 999.5
+        else f"{x / size:.0f}{GAP}{unit}"
+      )
+  return minus(f"{x:,.0f}".replace(",", GAP)) if x == int(x) else real(x)
 
 
 def size(value: Any) -> str:
@@ -70,8 +78,8 @@ def size(value: Any) -> str:
     return DASH
   for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if abs(x) >= scale:
-      return f"{x / scale:.0f} {unit}" if x / scale >= 99.95 else f"{x / scale:.3g} {unit}"
-  return f"{x:.0f} B"
+      return f"{x / scale:.0f}{GAP}{unit}" if x / scale >= 99.95 else f"{x / scale:.3g}{GAP}{unit}"
+  return f"{x:.0f}{GAP}B"
 
 
 def seconds(value: Any) -> str:
@@ -80,19 +88,19 @@ def seconds(value: Any) -> str:
   if x is None:
     return DASH
   if x < 9.95:
-    return f"{x:.1f} s"
+    return f"{x:.1f}{GAP}s"
   whole = round(x)
   if whole < 60:
-    return f"{whole} s"
+    return f"{whole}{GAP}s"
   if whole < 3600:
-    return f"{whole // 60} min {whole % 60:02d} s"
-  return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60}{GAP}min {whole % 60:02d}{GAP}s"
+  return f"{whole // 3600}{GAP}h {whole % 3600 // 60:02d}{GAP}min"
 
 
 def percent(value: Any, digits: int = 1) -> str:
   """A fraction: 0.431 -> 43.1 %."""
   x = number(value)
-  return DASH if x is None else minus(f"{100 * x:.{digits}f} %")
+  return DASH if x is None else minus(f"{100 * x:.{digits}f}{GAP}%")
 
 
 def real(value: Any, digits: int = 3) -> str:
@@ -126,6 +134,12 @@ def dig(tree: Any, path: str) -> Any:
   return tree
 
 
+def branch(tree: Any, path: str) -> dict[str, Any]:
+  """Returns the dict at `path`; anything else is an empty one."""
+  found = dig(tree, path)
+  return found if isinstance(found, dict) else {}
+
+
 def rows(tree: Any, path: str) -> list[dict]:
   """Returns the dicts of the list at `path`; an absent list is an empty one."""
   found = dig(tree, path)
@@ -144,7 +158,9 @@ def table(head: Sequence[Any], body: Iterable[Sequence[Any]], cls: str = "") -> 
   lines = []
   for row in body:
     cells = [el("th", row[0], scope="row")]
-    cells += [el("td", cell, data_label=name) for name, cell in zip(names[1:], row[1:], strict=True)]
+    cells += [
+      el("td", cell, data_label=name) for name, cell in zip(names[1:], row[1:], strict=True)
+    ]
     lines.append(el("tr", *cells))
   top = el("thead", el("tr", *(el("th", name, scope="col") for name in head)))
   return el("div", el("table", top, el("tbody", *lines), cls=cls or None), cls="scroll")
@@ -162,11 +178,23 @@ def details(summary: Any, *body: Any, cls: str | None = None) -> Html:
   return el("details", el("summary", summary), *body, cls=cls)
 
 
+def hue(name: str) -> str:
+  """Returns the CSS variable of a policy's colour; other names never reach a style."""
+  return name if name in POLICIES else "muted"
+
+
 def policy(name: str) -> Html:
   """Returns the name of a policy with its colour, the same on the whole page."""
-  return el("span", el("i", style=f"background:var(--{name})"), NAMES.get(name, name), cls="policy")
+  return el(
+    "span", el("i", style=f"background:var(--{hue(name)})"), NAMES.get(name, name), cls="policy"
+  )
 
 
 def section(name: str, title: str, lead: Any, *body: Any) -> Html:
   """Returns a section with an anchor, a title and the sentences on what to look at."""
-  return el("section", el("h2", title), el("p", lead, cls="lead"), *body, id=name)
+  return el("section", el("h2", title), el("p", prose(lead), cls="lead"), *body, id=name)
+
+
+def prose(text: Any) -> Html:
+  """Returns the escaped text with percent signs tied to their numbers."""
+  return Html(esc(text).replace(" %", f"{GAP}%"))

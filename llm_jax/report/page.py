@@ -119,9 +119,7 @@ def _static(name: str) -> str:
 
 def _policy(scripts: list[str]) -> str:
   """Only these very scripts may run, and nothing may be fetched from anywhere."""
-  hashes = (
-    base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts
-  )
+  hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
   allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
   parts = ("default-src 'none'", f"script-src {allowed}", "style-src 'unsafe-inline'")
   return "; ".join((*parts, "img-src data:", "base-uri 'none'", "form-action 'none'"))

@@ -9,17 +9,20 @@ from llm_jax.report.markup import (
   NAMES,
   POLICIES,
   Html,
+  branch,
   count,
   dig,
   el,
+  hue,
   join,
+  minus,
   missing,
   number,
   percent,
   policy,
+  prose,
   real,
   section,
-  table,
 )
 from llm_jax.report.training import summary_of_kl
 
@@ -34,7 +37,11 @@ MEASURES = {
     "control: the same answers against questions of others",
     "real",
   ),
-  "difference": ("Relevance, difference", "own minus another; 0 means ignoring the question", "real"),
+  "difference": (
+    "Relevance, difference",
+    "own minus another; 0 means ignoring the question",
+    "real",
+  ),
   "control": ("Control", "the run's control for relevance", "real"),
   "form": ("Form", "how well the answer keeps the form of a true one", "real"),
   "gold": ("Gold score", "agreement with the true answer by a fixed rule", "real"),
@@ -50,18 +57,17 @@ LEAD = (
 )
 
 WIN_LEAD = (
-  "How often a policy's answer scores higher than SFT's on the same question (ties count half), "
-  "with 95 % intervals. The control is SFT against a second draw of itself: its interval should "
-  "contain 50 %, and an interval of DPO or PPO that contains 50 % shows no difference."
+  "How often a policy's answer has a higher gold score than SFT's to the same question (ties count "
+  "half), with 95 % intervals. The control is SFT against a second draw of itself: its interval "
+  "should contain 50 %, and an interval of DPO or PPO that contains 50 % shows no difference."
 )
 
 
 def policies(run: Run) -> Html:
   """Returns the table of measurements and the win rates."""
-  found = dig(run.summary, "policies")
-  measured = found if isinstance(found, dict) else {}
+  measured = branch(run.summary, "policies")
   body = [_measures(run, measured) if measured else missing("policies")]
-  body += [el("h3", "Win rates against SFT"), el("p", WIN_LEAD, cls="note"), _win_rates(run)]
+  body += [el("h3", "Win rates against SFT"), el("p", prose(WIN_LEAD), cls="note"), _win_rates(run)]
   lead = join((LEAD, summary_of_kl(run)))
   return section("policies", "The policies compared", lead, *body)
 
@@ -103,18 +109,20 @@ def _measure(values: dict[str, Any], key: str, unit: str) -> Any:
   if value is None:
     return DASH
   show = percent if unit == "percent" else real
-  # The value gets as many decimals as its standard error can bear.
   if unit == "real" and se:
-    digits = max(0, 1 - math.floor(math.log10(abs(se))))
-    text, error = f"{value:.{digits}f}".replace("-", "−"), f"{se:.{digits}f}"
+    # The value gets as many decimals as its standard error can bear.
+    digits = max(0, -math.floor(math.log10(abs(se))))
+    text, error = minus(f"{value:.{digits}f}"), f"{se:.{digits}f}"
+  elif unit == "real" and abs(value) < 10:
+    text, error = minus(f"{value:.3f}"), ""
   else:
     text, error = show(value), show(se) if se is not None else ""
   return join((el("span", text), el("small", f"± {error}") if error else ""))
 
 
 def _win_rates(run: Run) -> Html:
-  found = dig(run.summary, "win_rates")
-  if not isinstance(found, dict) or not found:
+  found = branch(run.summary, "win_rates")
+  if not found:
     return missing("win_rates")
   order = ["sft_vs_sft", "dpo_vs_sft", "ppo_vs_sft"]
   names = [n for n in order if n in found] + [n for n in found if n not in order]
@@ -136,12 +144,12 @@ def _interval(name: str, win: dict[str, Any]) -> Html:
   marks = [el("i", cls="half")]
   if se is not None:
     low, high = max(0.0, rate - Z95 * se), min(1.0, rate + Z95 * se)
-    style = f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%;background:var(--{who})"
+    style = f"left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%;background:var(--{hue(who)})"
     marks.append(el("i", cls="range", style=style))
     text = f"{percent(low, 0)[:-2]}–{percent(high, 0)}"
   else:
     text = "no standard error"
-  marks.append(el("i", cls="rate", style=f"left:{100 * rate:.2f}%;background:var(--{who})"))
+  marks.append(el("i", cls="rate", style=f"left:{100 * rate:.2f}%;background:var(--{hue(who)})"))
   size = f"{count(n)} questions" if n is not None else ""
   value = el("span", el("b", percent(rate)), el("small", f"{text}{', ' if size else ''}{size}"))
   return el("div", el("span", *title), el("div", *marks, cls="rail"), value, cls="interval")

@@ -7,6 +7,7 @@ from llm_jax.report.figures import Axes, Point, figure, histogram, line, points
 from llm_jax.report.load import Run
 from llm_jax.report.markup import (
   Html,
+  branch,
   count,
   dig,
   el,
@@ -57,9 +58,7 @@ def reward(run: Run) -> Html:
 
 
 def _accuracy(summary: dict[str, Any]) -> Html:
-  found, control = (dig(summary, f"reward.{name}") for name in ("accuracy", "shuffled"))
-  found = found if isinstance(found, dict) else {}
-  control = control if isinstance(control, dict) else {}
+  found, control = branch(summary, "reward.accuracy"), branch(summary, "reward.shuffled")
   if not found:
     return missing("reward.accuracy")
   lines = []
@@ -99,9 +98,11 @@ def _calibration(summary: dict[str, Any]) -> Html | None:
     tip = f"predicted {percent(said)}, observed {percent(seen)}, {count(n)} pairs"
     size = 2.5 + 4.5 * math.sqrt(n / most)
     marks.append(Point(said, seen, color="reward", dy=half, title=tip, radius=round(size, 1)))
-  ideal = line(axes, (0, 1), (0, 1), "muted", "dashed")
-  note = f"Dots on the diagonal are honest probabilities; expected calibration error {real(error)}, "
-  note += f"{count(total)} pairs. Area of a dot: its pairs; bars: 95 %."
+  ideal = line(axes, (0, 1), (0, 1), "var(--muted)", "dashed")
+  note = (
+    f"Dots on the diagonal are honest probabilities; expected calibration error {real(error)}, "
+  )
+  note += f"{count(total)} pairs. Larger dots hold more pairs; bars: 95 %."
   return figure(axes, ideal, points(axes, marks), title="Calibration", note=note)
 
 
@@ -112,7 +113,8 @@ def _scores(summary: dict[str, Any]) -> Html | None:
     values = [number(v) for v in values] if isinstance(values, list) else []
     found[key] = [] if None in values else values
   edges, sides = found["edges"], {k: v for k, v in found.items() if k != "edges" and v}
-  if len(edges) < 2 or not sides:
+  rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+  if len(edges) < 2 or not rising or not sides:
     return None
   top = max(max(v) for v in sides.values())
   axes = Axes((edges[0], edges[-1]), (0, top or 1), "score", "answers")
@@ -123,4 +125,3 @@ def _scores(summary: dict[str, Any]) -> Html | None:
   ]
   note = join((*keys, "The less the two overlap, the more pairs are told apart."))
   return figure(axes, *layers, title="Scores", note=note)
-

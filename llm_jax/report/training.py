@@ -5,7 +5,18 @@ import math
 from typing import Any
 
 from llm_jax.report.load import ORDER, Curves, Run
-from llm_jax.report.markup import Html, count, details, dig, el, join, missing, number, section
+from llm_jax.report.markup import (
+  Html,
+  count,
+  details,
+  dig,
+  el,
+  join,
+  missing,
+  number,
+  prose,
+  section,
+)
 
 OTHERS = 40  # Panels of metrics without a place of their own, per stage.
 
@@ -18,7 +29,7 @@ LEAD = (
 STAGES = {
   "pretrain": (
     "Pretraining",
-    "Training and validation loss should fall together and stay close; a gap is memorising. The "
+    "Training and validation loss should fall together and stay close; a gap is memorising. A "
     "dashed line is the best that a model without context can do (token frequencies alone).",
   ),
   "sft": (
@@ -45,10 +56,11 @@ STAGES = {
 }
 
 ESTIMATORS = {
-  "k1": "k1: the sampled log-ratio log π − log π_ref, summed over the tokens of an answer; "
+  "k1": "k1: the log-ratio of policy to SFT model on sampled tokens, summed over the answer; "
   "unbiased, so a small batch may come out below zero",
-  "k2": "k2: half the squared log-ratio, summed over the tokens; never negative, biased",
-  "k3": "k3: exp(−k1) − 1 + k1, summed over the tokens; unbiased and never negative",
+  "k2": "k2: half the squared log-ratio of policy to SFT model on each token, summed over the "
+  "answer; never negative, biased",
+  "k3": "k3: exp(−k1) − 1 + k1 on each token, summed over the answer; unbiased and never negative",
 }
 
 
@@ -61,6 +73,7 @@ class Panel:
   unit: str = "real"  # real | percent
   hint: str = ""
   lines: tuple[tuple[str, float], ...] = ()
+  zero: bool = False  # The axis starts at zero.
 
 
 def estimator(run: Run) -> str | None:
@@ -116,27 +129,32 @@ def _stage(run: Run, stage: str, curves: Curves, panels: list[dict[str, Any]]) -
     title = f"{title}: {stage}"
   color = {"pretrain": "base", "": "muted"}.get(family, family)
   used: set[str] = set()
-  main = []
-  for panel in _panels(run, family, curves):
-    spec = _spec(panel, stage, curves, color, used)
-    if spec:
-      main.append(_place(spec, panels))
-  rest = [name for name in curves.series if name not in used and not _twin(name, used)]
-  more = [
-    _place(_spec(Panel(name, {name: (name, "stage")}), stage, curves, color, used), panels)
+  first, later = _panels(run, family, curves)
+  main = [_spec(panel, stage, curves, color, used) for panel in first]
+  more = [_spec(panel, stage, curves, color, used) for panel in later]
+  names = curves.series
+  rest = [n for n in names if n not in used and n.removeprefix("eval/") not in {*names} - {n}]
+  more += [
+    _spec(Panel(name, {name: (name, "stage")}), stage, curves, color, used)
     for name in rest[:OTHERS]
   ]
+  main_figures = [_place(spec, panels) for spec in main if spec]
+  more_figures = [_place(spec, panels) for spec in more if spec]
   facts = f"{count(curves.rows)} logged rows"
   if curves.rows > len(curves.steps):
     facts += f", each point is the mean of up to {math.ceil(curves.rows / len(curves.steps))}"
   if curves.unreadable:
-    facts += f"; {curves.unreadable} unreadable lines were left out"
+    facts += f"; unreadable lines left out: {curves.unreadable}"
   head = el("h3", el("i", cls="dot", style=f"background:var(--{color})"), title, el("small", facts))
-  parts = [head, el("p", note, cls="note") if note else "", el("div", *main, cls="panels")]
-  if more:
-    left = f" (the first {OTHERS} of {len(rest)})" if len(rest) > OTHERS else ""
-    body = el("div", *more, cls="panels")
-    parts.append(details(f"{len(rest)} more metrics{left}", body, cls="more"))
+  parts = [
+    head,
+    el("p", prose(note), cls="note") if note else "",
+    el("div", *main_figures, cls="panels"),
+  ]
+  if more_figures:
+    left = f"; {len(rest) - OTHERS} metrics are left out" if len(rest) > OTHERS else ""
+    label = f"More charts ({len(more_figures)}{left})"
+    parts.append(details(label, el("div", *more_figures, cls="panels"), cls="more"))
   return el("div", *parts, cls="stage")
 
 
@@ -153,10 +171,6 @@ def _place(spec: dict[str, Any], panels: list[dict[str, Any]]) -> Html:
   )
 
 
-def _twin(name: str, used: set[str]) -> bool:
-  return name.startswith("eval/") and name.removeprefix("eval/") in used
-
-
 def _spec(
   panel: Panel, stage: str, curves: Curves, color: str, used: set[str]
 ) -> dict[str, Any] | None:
@@ -165,7 +179,9 @@ def _spec(
   for name, (label, tint) in panel.metrics.items():
     twins = [(name, label, False)]
     if not name.startswith("eval/"):
-      twins.append((f"eval/{name}", "held out" if len(panel.metrics) == 1 else f"{label}, held out", True))
+      twins.append(
+        (f"eval/{name}", "held out" if len(panel.metrics) == 1 else f"{label}, held out", True)
+      )
     for key, text, held in twins:
       if key in curves.series:
         used.add(key)
@@ -180,21 +196,18 @@ def _spec(
     "title": panel.title,
     "hint": panel.hint,
     "unit": panel.unit,
+    "zero": panel.zero,
     "series": series,
     "lines": [{"label": label, "value": value} for label, value in panel.lines],
   }
 
 
-def _panels(run: Run, family: str, curves: Curves) -> list[Panel]:
-  """The charts of a stage, most telling first."""
-  own = {
-    "pretrain": _pretrain,
-    "sft": _sft,
-    "reward": _reward,
-    "dpo": _dpo,
-    "ppo": _ppo,
-  }.get(family)
-  return (own(run, curves) if own else []) + _common()
+def _panels(run: Run, family: str, curves: Curves) -> tuple[list[Panel], list[Panel]]:
+  """The charts of a stage, most telling first, and those that open on demand."""
+  own = {"pretrain": _pretrain, "sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo}
+  first = own[family](run, curves) if family else []
+  # The mechanics are shown once in full; later stages repeat them on demand.
+  return (first + _common(), []) if family in ("", "pretrain") else (first, _common())
 
 
 def _pretrain(run: Run, curves: Curves) -> list[Panel]:
@@ -269,7 +282,7 @@ def _ppo(run: Run, curves: Curves) -> list[Panel]:
     Panel("Score", {"objective/scores": ("reward model", "stage")}, hint="mean over rollouts"),
     Panel("KL to SFT", {"objective/kl": ("policy", "stage")}, "real",
           f"nats per answer, {name}", kl_lines),
-    Panel("Gold score", {"gold/mean": ("rollouts", "stage")}, hint="never trained on"),
+    Panel("Gold score", {"gold/mean": ("rollouts", "stage")}, hint="measured, not optimised"),
     Panel("Score − β·KL", {"objective/rlhf_reward": ("objective", "stage"),
                            "objective/non_score_reward": ("penalty only", "muted")}),
     Panel("Entropy", {entropy: ("policy", "stage")}, hint="nats"),
@@ -287,8 +300,8 @@ def _ppo(run: Run, curves: Curves) -> list[Panel]:
 def _common() -> list[Panel]:
   return [
     Panel("Learning rate", {"lr": ("lr", "stage")}),
-    Panel("Gradient norm", {"grad_norm": ("before clipping", "stage")}),
-    Panel("Throughput", {"throughput/tokens_per_second": ("tokens/s", "stage")}),
+    Panel("Gradient norm", {"grad_norm": ("before clipping", "stage")}, zero=True),
+    Panel("Throughput", {"throughput/tokens_per_second": ("tokens/s", "stage")}, zero=True),
   ]
 
 

@@ -14,7 +14,7 @@ from llm_jax.losses import objectives
 from llm_jax.stages import answers, pairs, runs, training
 from llm_jax.stages.pairs import Tokens
 from llm_jax.train import loop, parallel
-from llm_jax.types import Batch, TrainState
+from llm_jax.types import TrainState
 
 
 def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> TrainState:
@@ -41,26 +41,21 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     training.decoder_apply(start.model), pair_loss, average=cfg.average
   )
 
-  def collate(rows: Sequence[dict]) -> Batch:
-    refs = {
-      key: np.array([row[key] for row in rows], np.float32)
-      for key in ("ref_chosen", "ref_rejected")
-    }
-    return batches.pair_batch(rows, cfg.length) | refs
-
   return training.train(
     cfg,
     workdir,
     loss_fn=objective,
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(batches.examples(encoded["train"], collate, cfg.batch, cfg.seed)),
+    feed=loop.IteratorFeed(
+      batches.examples(
+        encoded["train"], lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed
+      )
+    ),
     evaluate=training.metrics_on(
       objective,
       place,
-      lambda: batches.examples(
-        encoded["validation"], collate, cfg.batch, 0, shuffle=False, epochs=1
-      ),
+      lambda: pairs.in_order(encoded["validation"], cfg.length, cfg.batch),
     ),
     place=place,
   )

@@ -1,7 +1,8 @@
 """Preference pairs as token batches: what the reward model and DPO train on."""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from llm_jax.errors import UserError, nearest
 from llm_jax.types import Batch
 
 Tokens = tuple[list[int], list[int]]  # Tokens and mask of one conversation.
+SIDES = {"chosen", "rejected"}
 
 
 def load(directory: str, split: str, kinds: str = "") -> list[Pair]:
@@ -58,11 +60,15 @@ def conversation(tokenizer: Tokenizer, prompt: str, answer: Answer, length: int)
   return (tokens, mask) if answer.ended else (tokens[:-1], mask[:-1])
 
 
-def in_order(encoded: Sequence[dict[str, Tokens]], length: int, rows: int) -> Iterator[Batch]:
-  """Pair batches in order; the last one is padded with rows whose `weight` is 0."""
+def collate(rows: Sequence[Mapping[str, Any]], length: int) -> Batch:
+  """One pair batch of encoded pairs; a pair's numbers (`ref_chosen`, ...) become [B] arrays."""
+  extras = {key: np.array([row[key] for row in rows], np.float32) for key in rows[0].keys() - SIDES}
+  return batches.pair_batch(rows, length) | extras
+
+
+def in_order(encoded: Sequence[Mapping[str, Any]], length: int, rows: int) -> Iterator[Batch]:
+  """Pair batches in order; the last is filled up with empty pairs, which weigh nothing."""
+  empty = {key: ([], []) if key in SIDES else 0.0 for key in encoded[0]}
   for start in range(0, len(encoded), rows):
-    index = np.arange(start, start + rows)
-    part = [encoded[i] for i in np.minimum(index, len(encoded) - 1)]
-    yield batches.pair_batch(part, length) | {
-      "weight": (index < len(encoded)).astype(np.float32)
-    }
+    part = list(encoded[start : start + rows])
+    yield collate(part + [empty] * (rows - len(part)), length)

@@ -43,7 +43,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
 
   def evaluate(params) -> dict[str, float]:
     nll = float(measure(params)["nll"].value)
-    return {"eval/loss": nll, "eval/bits_per_byte": nll / math.log(2) * ratio}
+    return {"loss": nll, "bits_per_byte": nll / math.log(2) * ratio}
 
   return training.train(
     cfg,

@@ -35,7 +35,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   def evaluate(params: Params) -> dict[str, float]:
     margin_N = margins(place.unreplicate(params), tokenizer, held_out, cfg.length)
     return {
-      f"eval/accuracy/{kind}": accuracy
+      f"accuracy/{kind}": accuracy
       for kind, accuracy in accuracies(held_out, margin_N).items()
     }
 
@@ -47,7 +47,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
     loaded={"decoder": start.params},
     feed=loop.IteratorFeed(
       batches.examples(
-        encoded, lambda rows: batches.pair_batch(rows, cfg.length), cfg.batch, cfg.seed
+        encoded, lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed
       )
     ),
     evaluate=evaluate,

@@ -40,7 +40,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     feed=loop.IteratorFeed(
       batches.pack_examples(train, cfg.length, cfg.batch, seed=cfg.seed, epochs=-1)
     ),
-    evaluate=lambda params: {"eval/loss": float(measure(params)["nll"].value)},
+    evaluate=lambda params: {"loss": float(measure(params)["nll"].value)},
     place=place,
   )
 

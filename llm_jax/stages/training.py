@@ -96,10 +96,10 @@ def evaluator(
 def metrics_on(
   loss_fn: LossFn, place: parallel.Placement, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Params], dict[str, float]]:
-  """Like `evaluator`, as plain numbers under names that start with `eval/`."""
+  """Like `evaluator`, as plain numbers."""
   measure = evaluator(loss_fn, place, batches)
 
   def evaluate(params: Params) -> dict[str, float]:
-    return {f"eval/{name}": float(mean.value) for name, mean in measure(params).items()}
+    return {name: float(mean.value) for name, mean in measure(params).items()}
 
   return evaluate

@@ -134,23 +134,20 @@ def fit(
 ) -> TrainState:
   """Trains until `steps` updates are made; returns the final state, as placed.
 
-  A run that was stopped goes on from the newest checkpoint of `workdir`, and then writes the same
-  metrics and parameters, bit for bit, as if it had not been stopped. A finished run returns at
-  once. SIGTERM and SIGINT save, then exit with 128 + the signal's number; a second one exits at
-  once. Metrics are read one step late, so the host never waits for the device.
+  A stopped run goes on from the newest checkpoint of `workdir`, with the same metrics and
+  parameters, bit for bit, as if it had not stopped; a finished one returns at once. SIGTERM and
+  SIGINT save, then exit with 128 + their number; a second one exits at once, unsaved.
 
   Args:
     step_fn: `place.compile(make_train_step(...))`.
     state: a new state, as `place.init` makes it; its memory is given up.
-    feed: where batches come from.
-    place: where arrays live.
+    feed, place: where batches come from, and where arrays live.
     workdir: gets metrics.jsonl, tb/ and checkpoints/.
     steps: updates in all.
     log_every: updates per row of metrics, each the average over them.
     eval_every: updates between evaluations, 0: none. There is one at the end, too.
     evaluate: state -> numbers, logged as "eval/...".
-    checkpoint_every: updates between checkpoints. There is one at the end, too.
-    keep: checkpoints kept.
+    checkpoint_every, keep: updates between checkpoints, and how many stay. One at the end, too.
     tokens_per_step: for the throughput; 0: not logged.
     name: shown to people.
     schedule: step -> learning rate, logged as "lr".
@@ -164,24 +161,19 @@ def fit(
   with contextlib.closing(checkpoints), _Signals() as signals:
     state, start, saved = run.resume(state, checkpoints)
     if start >= steps:
-      logging.info("%s is finished: %d steps.", name, start)
       return state
     with contextlib.closing(metrics_lib.MetricsWriter(run.workdir, start)) as writer:
       run.begin(writer, start, steps, saved)
-      try:
+      with contextlib.closing(run.progress):
         for step in range(start + 1, steps + 1):
           state = run.advance(step_fn, state, step)
           stop, last = signals.received, step == steps
           if evaluate and eval_every and (step % eval_every == 0 or last):
-            run.evaluate(step, lambda s=state: evaluate(s))
+            run.evaluate(step, evaluate, state)
           if step % checkpoint_every == 0 or last or stop:
             run.save(step, state, checkpoints)
           if stop and not last:
-            message = f"{name}: stopped at step {step} of {steps} and saved"
-            print(f"{message}; run the same command to go on", file=sys.stderr, flush=True)
-            sys.exit(128 + stop)
-      finally:
-        run.progress.close()
+            run.leave(stop, step, steps)
   return state
 
 
@@ -219,41 +211,50 @@ class _Run:
     batch = self.place.batch(self.feed.next(state))
     self.waited += time.monotonic() - before
     state, metrics = step_fn(state, batch)
-    self.sums, alive = _add(_zeros(metrics) if self.sums is None else self.sums, metrics)
+    # On the devices: the host learns of a sum only when it is logged.
+    self.sums, alive = _add(self.sums or metrics, metrics, self.sums is not None)
     self.land()
+    if self.feed.wants_metrics:
+      self.check(step, metrics, alive)
+      self.feed.observe(step, _values(self.place.fetch(metrics)))
     row = step % self.log_every == 0
-    self.flight = (step, metrics, alive, self.sums if row else None)
+    # The feed's numbers are taken now: its next batch is drawn before this row is written.
+    extra = self.feed.metrics() if row else None
+    self.flight = (step, metrics, alive, self.sums if row else None, extra)
     self.sums = None if row else self.sums
     self.counted += 1
     if not self.warm:  # The first step compiles: it is no measure of the others.
       jax.block_until_ready(alive)
       self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, True
-    if self.feed.wants_metrics:
-      self.land()
-      values = {k: float(v.value) for k, v in self.place.fetch(metrics).items()}
-      self.feed.observe(step, values)
     return state
 
   def land(self) -> None:
-    """Waits for the step in flight, checks it, and writes its row if it ends an interval."""
+    """Waits for the step in flight, checks it, and writes its row if it ends an interval.
+
+    It is called when the next step is on its way: the device is never idle for the host.
+    """
     if self.flight is None:
       return
-    (step, metrics, alive, sums), self.flight = self.flight, None
-    if not np.all(jax.device_get(alive)):
-      values = {k: float(v.value) for k, v in self.place.fetch(metrics).items()}
-      bad = ", ".join(f"{k}={values[k]}" for k in _VITAL if not np.isfinite(values[k]))
-      raise TrainingDiverged(
-        f"{self.name} diverged at step {step}: {bad}; no such state was saved. Lower "
-        "config.optimizer.lr, lengthen its warmup or look at the data, then start again"
-      )
+    (step, metrics, alive, sums, extra), self.flight = self.flight, None
+    self.check(step, metrics, alive)
     if sums is not None:
-      self.write(step, {k: float(v.value) for k, v in self.place.fetch(sums).items()})
+      self.write(step, _values(self.place.fetch(sums)), extra)
     self.progress.update(step)
 
-  def write(self, step: int, row: dict[str, float]) -> None:
+  def check(self, step: int, metrics: dict[str, Mean], alive: jax.Array) -> None:
+    if np.all(jax.device_get(alive)):
+      return
+    values = _values(self.place.fetch(metrics))
+    bad = ", ".join(f"{k}={values[k]}" for k in _VITAL if not np.isfinite(values[k]))
+    raise TrainingDiverged(
+      f"{self.name} diverged at step {step}: {bad}; no such state was saved. Lower "
+      "config.optimizer.lr, lengthen its warmup or look at the data, then start again"
+    )
+
+  def write(self, step: int, row: dict[str, float], extra: dict[str, float]) -> None:
     if self.schedule is not None:
       row["lr"] = float(self.schedule(step - 1))  # Update n uses the rate of step n - 1.
-    row |= self.feed.metrics()
+    row |= extra
     now, note = time.monotonic(), f"loss {row['loss']:.4f}"
     if self.counted:
       elapsed = now - self.clock
@@ -267,12 +268,18 @@ class _Run:
     self.progress.note(note)
     self.clock, self.waited, self.counted = now, 0.0, 0
 
-  def evaluate(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
+  def evaluate(self, step: int, evaluate: Callable, state: TrainState) -> None:
     self.land()
     began = time.monotonic()
-    values = {f"eval/{k}": float(v) for k, v in evaluate().items()}
+    values = {f"eval/{k}": float(v) for k, v in evaluate(state).items()}
     self.writer.write(step, values | {"time/eval": time.monotonic() - began})
     self.clock += time.monotonic() - began  # Not the steps' time.
+
+  def leave(self, number: int, step: int, steps: int) -> None:
+    self.progress.close()
+    message = f"{self.name}: stopped at step {step} of {steps} and saved"
+    print(f"{message}; run the same command to go on", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
   def save(self, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
     self.land()  # Raises if the state is not finite.
@@ -285,15 +292,16 @@ class _Run:
 
 
 @jax.jit
-def _add(sums: dict[str, Mean], metrics: dict[str, Mean]) -> tuple[dict[str, Mean], jax.Array]:
-  """Adds the metrics to the sums; also says whether the vital ones are finite."""
+def _add(sums: dict[str, Mean], metrics: dict[str, Mean], keep: bool) -> tuple[dict, jax.Array]:
+  """Adds the metrics to the sums (to nothing if not `keep`); also says if the vital are finite."""
   vital = [metrics[k] for k in _VITAL if k in metrics]
   alive = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(vital)]).all()
-  return jax.tree.map(jnp.add, sums, metrics), alive
+  return jax.tree.map(lambda s, m: jnp.where(keep, s, 0) + m, sums, metrics), alive
 
 
-def _zeros(metrics: dict[str, Mean]) -> dict[str, Mean]:
-  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics)
+def _values(means: dict[str, Mean]) -> dict[str, float]:
+  """`Mean.value` of fetched means, on the host alone."""
+  return {k: float(np.sum(m.total / np.maximum(m.weight, 1e-8))) for k, m in means.items()}
 
 
 class _Signals:

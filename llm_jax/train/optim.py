@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from llm_jax import config
@@ -107,15 +108,16 @@ def muon_dimensions(params: Params) -> Any:
   return jax.tree_util.tree_map_with_path(of, params)
 
 
-def _rate(cfg: config.Optimizer, steps: int, peak: float, step: jax.Array | int) -> jax.Array:
-  step = jnp.asarray(step, jnp.float32)
-  warm = jnp.minimum(1.0, (step + 1) / max(cfg.warmup, 1))
+def _rate(cfg: config.Optimizer, steps: int, peak: float, step: jax.Array | int) -> Any:
+  xp = jnp if isinstance(step, jax.Array) else np  # The host's logs need no compiler.
+  step = xp.asarray(step, np.float32)
+  warm = xp.minimum(1.0, (step + 1) / max(cfg.warmup, 1))
   length = cfg.decay * steps if cfg.schedule == "wsd" else max(steps - cfg.warmup, 1)
-  done = jnp.clip((step - (steps - length)) / max(length, 1), 0.0, 1.0)
+  done = xp.clip((step - (steps - length)) / max(length, 1e-8), 0.0, 1.0)
   if cfg.schedule == "constant":
     done = 0.0 * done
   elif cfg.schedule == "cosine":
-    done = 0.5 * (1 - jnp.cos(jnp.pi * done))
+    done = 0.5 * (1 - xp.cos(np.pi * done))
   return peak * warm * (1 - (1 - cfg.final) * done)
 
 

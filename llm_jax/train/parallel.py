@@ -244,7 +244,7 @@ class Pmap:
 
   def fetch(self, tree: Any) -> Any:
     """Returns the first device's copy as numpy."""
-    return jax.device_get(jax.tree.map(_first, tree))
+    return jax.tree.map(_first_on_host, tree)
 
   def unreplicate(self, tree: Any) -> Any:
     """Returns one copy of `tree` for checkpoints and plain jit: the first device's."""
@@ -253,7 +253,7 @@ class Pmap:
   def replicate(self, tree: Any) -> Any:
     """Returns a copy of `tree` per local device, under a new leading axis."""
     n = jax.local_device_count()
-    copy = jax.pmap(lambda _, x: x, in_axes=(0, None))
+    copy = jax.pmap(lambda _, x: x, axis_name=self.axis_name, in_axes=(0, None))
     return copy(jnp.arange(n), tree)
 
 
@@ -263,6 +263,12 @@ Placement = MeshJit | Pmap
 def _first(x: Any) -> Any:
   shard = x.addressable_shards[0].data if isinstance(x, jax.Array) else x
   return shard[0]
+
+
+def _first_on_host(x: Any) -> Any:
+  if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = np.asarray(x.addressable_shards[0].data)
+  return _first(x)
 
 
 def _check_rows(tree: Any, ways: int, where: str) -> None:

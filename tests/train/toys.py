@@ -23,9 +23,9 @@ class Toy(nn.Module):
     def init(*axes):
       return nn.with_logical_partitioning(nn.initializers.normal(0.5), axes)
 
-    x_BTD = nn.Embed(
-      VOCAB, self.width, embedding_init=init("vocab", "embed"), name="embedding"
-    )(tokens_BT)
+    x_BTD = nn.Embed(VOCAB, self.width, embedding_init=init("vocab", "embed"), name="embedding")(
+      tokens_BT
+    )
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
     up = nn.Dense(2 * self.width, use_bias=False, kernel_init=init("embed", "mlp"), name="up")
     x_BTF = nn.tanh(up(x_BTD))
@@ -33,11 +33,15 @@ class Toy(nn.Module):
     return nn.Dense(VOCAB, kernel_init=init("mlp", "vocab"), name="head")(x_BTF)
 
 
+def _rngs(model, rng):
+  return {"dropout": rng} if model.dropout else None
+
+
 def loss_of(model):
   """Masked-mean cross-entropy."""
 
   def loss_fn(params, batch, rng):
-    logits_BTV = model.apply({"params": params}, batch["tokens"], rngs={"dropout": rng})
+    logits_BTV = model.apply({"params": params}, batch["tokens"], rngs=_rngs(model, rng))
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     hit_BT = (logits_BTV.argmax(-1) == batch["targets"]).astype(jnp.float32)
     loss = masked_mean(nll_BT, batch["mask"])
@@ -50,7 +54,7 @@ def two_terms(model):
   """Cross-entropy per token plus a penalty per row: two normalisers."""
 
   def loss_fn(params, batch, rng):
-    logits_BTV = model.apply({"params": params}, batch["tokens"], rngs={"dropout": rng})
+    logits_BTV = model.apply({"params": params}, batch["tokens"], rngs=_rngs(model, rng))
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     token = masked_mean(nll_BT, batch["mask"])
     row = masked_mean(jnp.square(logits_BTV).mean((1, 2)), batch["row_mask"])

@@ -1,0 +1,138 @@
+"""Token files and packing: every token is predicted once, nothing crosses a document."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from llm_jax.data import batches, packing
+from llm_jax.errors import UserError
+
+BOS, EOS = 2, 3
+STRATEGIES = ["first_fit", "best_fit", "concat"]
+
+
+@pytest.fixture
+def documents():
+  rng = np.random.default_rng(1)
+  sizes = [0, 1, 2, 15, 16, 17, 18, 33, 500, *rng.integers(2, 70, size=60)]
+  # All pairs of neighbours are unique, so that a target tells its place.
+  ids = np.cumsum([0, *sizes])
+  return [np.arange(10 + a, 10 + b) for a, b in zip(ids, ids[1:], strict=False)]
+
+
+@pytest.fixture
+def path(documents, tmp_path):
+  path = tmp_path / "tokens" / "train.array_record"
+  packing.write_tokens(path, documents)
+  return path
+
+
+def transitions(batch):
+  """(input, target) of every place that counts."""
+  at = batch["mask"] > 0
+  return zip(batch["tokens"][at].tolist(), batch["targets"][at].tolist(), strict=True)
+
+
+@pytest.mark.parametrize("vocab_size", [4096, 65_536, 65_537, 200_000])
+def test_token_file_round_trip(tmp_path, vocab_size):
+  documents = [[0, vocab_size - 1, 7], [], [5]]
+  counts = packing.write_tokens(tmp_path / "t", iter(documents), vocab_size)
+  source = packing.TokenSource(tmp_path / "t")
+  assert counts == {"documents": 3, "tokens": 4}
+  assert [source[i].tolist() for i in range(len(source))] == documents
+  assert source[0].dtype == np.int32
+  assert source.lengths.tolist() == [3, 0, 1]
+  with pytest.raises(IndexError):
+    source[3]
+
+
+def test_ids_beyond_the_vocabulary_are_refused_and_leave_no_file(tmp_path):
+  for bad in (300, -1):
+    with pytest.raises(ValueError, match="document 1 has ids outside"):
+      packing.write_tokens(tmp_path / "t", [[1], [bad]], 300)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_token_files_are_named(path, tmp_path):
+  with pytest.raises(UserError, match="no token file"):
+    packing.TokenSource(tmp_path / "none")
+  for name, content in (
+    ("short", path.read_bytes()[:-70_000]),
+    ("empty", b""),
+    ("text", b"hello\n" * 20_000),
+  ):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="experiments.prepare"):
+      packing.TokenSource(tmp_path / name)
+  packing.write_tokens(tmp_path / "nothing", [])
+  with pytest.raises(UserError, match="nothing to train on"):
+    batches.pack_documents(tmp_path / "nothing", 8, 2)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_token_but_the_first_is_a_target_once(path, documents, strategy, shuffle):
+  expected = collections.Counter()
+  for document in documents:
+    expected.update(zip(document[:-1].tolist(), document[1:].tolist(), strict=True))
+  got = collections.Counter()
+  for batch in batches.pack_documents(path, 16, 4, 0, 1, shuffle, strategy):
+    got.update(transitions(batch))
+  assert got == expected
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_segments_positions_and_padding(path, strategy):
+  for batch in batches.pack_documents(path, 16, 4, epochs=1, strategy=strategy):
+    assert {x.shape for x in batch.values()} == {(4, 16)}
+    padding = batch["segments"] == 0
+    np.testing.assert_array_equal(padding, batch["mask"] == 0)
+    for name in ("tokens", "targets", "positions"):
+      assert not batch[name][padding].any()
+    for b in range(4):
+      segments = batch["segments"][b]
+      real = segments[segments > 0]
+      np.testing.assert_array_equal(segments[: len(real)], real)  # Padding is on the right.
+      np.testing.assert_array_equal(np.unique(real), np.arange(1, len(set(real)) + 1))
+      for segment in np.unique(real):
+        at = segments == segment
+        np.testing.assert_array_equal(batch["positions"][b][at], np.arange(at.sum()))
+        # Inside a segment the next input is the last target.
+        np.testing.assert_array_equal(batch["tokens"][b][at][1:], batch["targets"][b][at][:-1])
+
+
+def test_epochs_differ_in_order_but_not_in_content(path, documents):
+  total = sum(max(len(d) - 1, 0) for d in documents)
+  once = [list(transitions(b)) for b in batches.pack_documents(path, 16, 4, epochs=1)]
+  twice = [list(transitions(b)) for b in batches.pack_documents(path, 16, 4, epochs=2)]
+  assert sum(map(len, once)) == total
+  counts = collections.Counter(t for batch in twice for t in batch)
+  assert set(counts.values()) == {2}
+  other = [list(transitions(b)) for b in batches.pack_documents(path, 16, 4, seed=1, epochs=1)]
+  assert other != once
+  assert sorted(sum(other, [])) == sorted(sum(once, []))
+
+
+def test_padding_is_small_and_best_fit_is_no_worse(tmp_path):
+  rng = np.random.default_rng(0)
+  documents = [np.arange(size) for size in rng.integers(3, 120, size=2000)]
+  packing.write_tokens(tmp_path / "t", documents)
+  fill = {}
+  for strategy in STRATEGIES:
+    stream = list(batches.pack_documents(tmp_path / "t", 128, 16, epochs=1, strategy=strategy))
+    fill[strategy] = np.mean([b["mask"] for b in stream[:-1]])
+  assert fill["concat"] == 1.0
+  assert fill["best_fit"] >= fill["first_fit"] - 1e-3
+  assert fill["first_fit"] > 0.9
+
+
+def test_unknown_strategy(path):
+  with pytest.raises(ValueError, match="first_fit"):
+    batches.pack_documents(path, 16, 4, strategy="worst_fit")
+
+
+def test_items_too_long_for_a_row_are_refused():
+  item = {"tokens": np.arange(9), "targets": np.arange(9)}
+  with pytest.raises(ValueError, match="max"):
+    next(packing.pack(packing.shuffled([item], 0, 1), 8, 1))

@@ -1,0 +1,92 @@
+"""A run's directory: whole files, one config for ever, no secrets."""
+
+import json
+import pathlib
+
+import pytest
+
+from llm_jax import config, rundir
+from llm_jax.errors import UserError
+
+
+def test_a_start_records_config_overrides_and_provenance(tmp_path):
+  rundir.start(config.Sft(steps=7), tmp_path / "a" / "run", {"steps": 7}, ["sft", "--x"])
+  run = tmp_path / "a" / "run"
+  assert json.loads((run / "config.json").read_text())["steps"] == 7
+  assert json.loads((run / "overrides.json").read_text()) == {"steps": 7}
+  (launch,) = json.loads((run / "info.json").read_text())
+  assert launch["command"] == ["sft", "--x"]
+  assert launch["versions"]["numpy"] and launch["python"].startswith("3.")
+  assert set(launch["git"]) == {"revision", "status", "diff"}
+  assert sorted(p.name for p in run.iterdir()) == ["config.json", "info.json", "overrides.json"]
+
+
+def test_the_same_config_continues_and_another_is_refused_with_both_values(tmp_path):
+  rundir.start(config.Sft(), tmp_path)
+  rundir.start(config.Sft(), tmp_path)
+  assert len(json.loads((tmp_path / "info.json").read_text())) == 2
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+  other = config.Sft(steps=7)
+  other.optimizer.lr = 0.5
+  with pytest.raises(UserError, match="another --workdir or delete it") as raised:
+    rundir.start(other, tmp_path)
+  assert "config.optimizer.lr is 0.001 there and 0.5 now" in str(raised.value)
+  assert "config.steps is 100 there and 7 now" in str(raised.value)
+  assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_another_stages_config_is_refused(tmp_path):
+  rundir.start(config.Prepare(), tmp_path)
+  with pytest.raises(UserError, match="absent"):
+    rundir.start(config.Evaluate(), tmp_path)
+
+
+def test_a_broken_config_file_is_named(tmp_path):
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(UserError, match="config.json cannot be read as JSON"):
+    rundir.start(config.Sft(), tmp_path)
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+  (tmp_path / "run").write_text("")
+  with pytest.raises(UserError, match="--workdir=.*run"):
+    rundir.start(config.Sft(), tmp_path / "run")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+  rundir.write_json(tmp_path / "x.json", 1)
+
+  def fail(self, target):
+    raise OSError("no space")
+
+  monkeypatch.setattr(pathlib.Path, "replace", fail)
+  with pytest.raises(OSError, match="no space"):
+    rundir.write_json(tmp_path / "x.json", 2)
+  assert (tmp_path / "x.json").read_text() == "1\n"
+
+
+SECRET = "abcdefghij0123456789"
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    f"WANDB_API_KEY={SECRET}", f'api_key: "{SECRET}"', f"--password={SECRET}", f"HF_TOKEN={SECRET}",
+    f"+secret = '{SECRET}'", f"x = 'hf_{SECRET}'", f"https://me:{SECRET}@example.org/",
+    f"aws_access_key_id = {SECRET}",
+  ],
+)  # fmt: skip
+def test_secrets_are_redacted(text):
+  assert SECRET not in rundir.redact(text)
+  assert "[redacted]" in rundir.redact(text)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "tokens = 123456789", "tokenizer: Tokenizer", "key = jax.random.key(0)", "max_tokens=100000000",
+    "keys=sorted(names)", "https://example.org/a:b",
+  ],
+)  # fmt: skip
+def test_other_text_is_left_alone(text):
+  assert rundir.redact(text) == text

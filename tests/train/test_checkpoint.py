@@ -1,0 +1,126 @@
+"""Checkpoints: exact, kept in number, checked, readable on another mesh and without a state."""
+
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from llm_jax import config
+from llm_jax.errors import UserError
+from llm_jax.train import parallel
+from llm_jax.train.checkpoint import Checkpoints, latest_step, load_params
+from llm_jax.train.step import state_maker
+from tests.train import toys
+
+TX = optax.adam(1e-3)
+
+
+def new_state(seed=0, mesh=None, tx=TX):
+  place = parallel.make(mesh or config.Mesh(data=1))
+  return place.init(state_maker(toys.make_params(toys.Toy()), tx), jax.random.key(seed))
+
+
+def assert_equal(a, b):
+  def same(x, y):
+    if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(x, y)
+
+  jax.tree.map(same, a, b)
+
+
+def damage(path):
+  largest = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(bytes(data))
+
+
+def test_a_state_comes_back_exactly_and_only_the_newest_are_kept(tmp_path):
+  checkpoints, states = Checkpoints(tmp_path / "c", keep=2), [new_state(n) for n in range(4)]
+  assert checkpoints.latest_step() is None and checkpoints.restore(states[0]) is None
+  for n, state in enumerate(states):
+    checkpoints.save(n, state, {"feed": {"used": n}})
+  checkpoints.close()
+  again = Checkpoints(tmp_path / "c", keep=2)
+  state, extra = again.restore(new_state(9))
+  assert_equal(state, states[3])
+  assert extra == {"feed": {"used": 3}}
+  assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["2", "3"]
+  again.close()
+
+
+def test_a_save_is_fast(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, new_state())
+  began = time.process_time()
+  checkpoints.save(2, new_state(1))
+  checkpoints.close()
+  assert time.process_time() - began < 1
+
+
+def test_a_sharded_checkpoint_is_restored_on_another_mesh(tmp_path):
+  saved = new_state(0, config.Mesh(data=2, fsdp=2, tensor=2))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(5, saved)
+  like = new_state(1, config.Mesh(data=1, fsdp=8))
+  restored, _ = checkpoints.restore(like)
+  checkpoints.close()
+  assert_equal(jax.device_get(restored), jax.device_get(saved))
+  shardings = jax.tree.map(lambda x: x.sharding, (restored, like))
+  assert shardings[0] == shardings[1]
+
+
+def test_parameters_are_read_without_a_state(tmp_path):
+  state = new_state(0, config.Mesh(data=2, fsdp=2, tensor=2))
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(1, new_state(1))
+  checkpoints.save(2, state)
+  checkpoints.close()
+  for directory in (tmp_path, tmp_path / "checkpoints", str(tmp_path)):
+    params = load_params(directory)
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(params))
+    assert_equal(params, jax.device_get(state.params))
+
+
+def test_no_checkpoint_is_said_plainly(tmp_path):
+  with pytest.raises(UserError, match="nowhere has no checkpoint: no such directory"):
+    load_params(tmp_path / "nowhere")
+  with pytest.raises(UserError, match="has no checkpoint: an empty directory"):
+    load_params(tmp_path)
+
+
+def test_a_flipped_bit_is_found_and_the_previous_checkpoint_used(tmp_path):
+  checkpoints, first = Checkpoints(tmp_path, keep=3), new_state(1)
+  checkpoints.save(1, first)
+  checkpoints.save(2, new_state(2))
+  checkpoints.close()
+  damage(tmp_path / "2")
+  with pytest.raises(UserError, match="2 is damaged .* has changed"):
+    load_params(tmp_path)
+  restored, _ = checkpoints.restore(new_state(3))
+  assert_equal(restored, first)
+  assert latest_step(tmp_path) == 1 and (tmp_path / "2.damaged").is_dir()
+  checkpoints.save(2, new_state(4))  # The step can be written again.
+  checkpoints.close()
+  assert latest_step(tmp_path) == 2
+
+
+def test_an_unfinished_save_is_no_checkpoint(tmp_path):
+  checkpoints, state = Checkpoints(tmp_path), new_state(1)
+  checkpoints.save(1, state)
+  checkpoints.close()
+  (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+  assert latest_step(tmp_path) == 1
+  assert_equal(checkpoints.restore(new_state(3))[0], state)
+  checkpoints.close()
+
+
+def test_another_model_or_optimizer_is_the_users_error(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, new_state())
+  with pytest.raises(UserError, match="does not fit this run's model and optimizer"):
+    checkpoints.restore(new_state(tx=optax.sgd(1.0, momentum=0.9)))
+  checkpoints.close()

@@ -1,0 +1,188 @@
+"""The loop: resume = uninterrupted bit for bit, kills, signals, divergence, feeds."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.train import checkpoint, loop, metrics
+from tests.train import toy_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def rows(workdir):
+  """The rows of a run without wall times."""
+  return [
+    {k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics.read(workdir)
+  ]
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, toy_run.run(workdir, 17)
+
+
+def start(workdir, steps):
+  """Starts the toy run as a program; returns it when its first checkpoint is there."""
+  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  command = [sys.executable, "-m", "tests.train.toy_run", str(workdir), str(steps)]
+  process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+  deadline = time.monotonic() + 120
+  while checkpoint.latest_step(workdir / "checkpoints") is None:
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+    time.sleep(0.01)
+  return process
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, whole, tmp_path):
+  if kind == "pmap":
+    whole = (tmp_path / "whole", toy_run.run(tmp_path / "whole", 17, kind=kind))
+  # It stops at a step that ends no interval of metrics, so the sums must survive too.
+  toy_run.run(tmp_path / "parts", 6, kind=kind)
+  toy_run.run(tmp_path / "parts", 13, kind=kind)
+  assert_equal(toy_run.run(tmp_path / "parts", 17, kind=kind), whole[1])
+  assert rows(tmp_path / "parts") == rows(whole[0])
+  assert [row["step"] for row in rows(whole[0])] == [4, 8, 12, 16]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
+  process = start(tmp_path, 1000)
+  time.sleep(0.1)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  reached = checkpoint.latest_step(tmp_path / "checkpoints")
+  # Rows beyond the newest checkpoint are there when it is killed late, and once they are dropped.
+  with open(tmp_path / "metrics.jsonl", "a") as f:
+    f.write('{"step": 90000, "loss": 1.0}\n{"step": 9')
+  steps = max(17, reached + 3)
+  expected = whole
+  if steps > 17:
+    expected = (tmp_path / "whole", toy_run.run(tmp_path / "whole", steps))
+  assert_equal(toy_run.run(tmp_path, steps), expected[1])
+  assert rows(tmp_path) == rows(expected[0])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_exits(number, code, tmp_path):
+  process = start(tmp_path, 100_000)
+  process.send_signal(number)
+  err = process.communicate(timeout=60)[1]
+  assert process.returncode == code
+  step = checkpoint.latest_step(tmp_path / "checkpoints")
+  assert f"stopped at step {step} of 100000 and saved; run the same command to go on" in err
+  assert "Traceback" not in err
+
+
+def test_a_finished_run_returns_at_once(whole):
+  workdir, params = whole
+
+  class NoFeed(loop.IteratorFeed):
+    def next(self, state):
+      raise AssertionError("no batch is needed")
+
+  before = (workdir / "metrics.jsonl").read_bytes()
+  assert_equal(toy_run.run(workdir, 17, feed=NoFeed([])), params)
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_rows_are_averages_over_their_interval(whole, tmp_path):
+  toy_run.run(tmp_path, 8, log_every=1)
+  single = rows(tmp_path)
+  for last in (4, 8):
+    row = next(r for r in rows(whole[0]) if r["step"] == last)
+    norms = [r["grad_norm"] for r in single if last - 4 < r["step"] <= last]
+    assert row["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-5)
+
+
+def test_divergence_stops_before_anything_is_saved(tmp_path):
+  feed = loop.IteratorFeed(toy_run.batches(poison=10))
+  with pytest.raises(
+    loop.TrainingDiverged, match=r"toy diverged at step 10: loss=nan, grad_norm=nan"
+  ):
+    toy_run.run(tmp_path, 20, feed=feed)
+  assert checkpoint.latest_step(tmp_path / "checkpoints") == 5
+  params = checkpoint.load_params(tmp_path)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+  assert issubclass(loop.TrainingDiverged, UserError)
+
+
+def test_evaluation_schedule_and_throughput_are_logged(tmp_path):
+  seen = []
+
+  def evaluate(state):
+    seen.append(int(state.step))
+    return {"loss": 0.5 * seen[-1]}
+
+  toy_run.run(
+    tmp_path, 7, eval_every=3, evaluate=evaluate, schedule=lambda n: 0.1 * n, tokens_per_step=128
+  )
+  assert seen == [3, 6, 7]
+  table = metrics.read(tmp_path)
+  assert [r["eval/loss"] for r in table if "eval/loss" in r] == [1.5, 3.0, 3.5]
+  (row,) = [r for r in table if "loss" in r]
+  assert row["lr"] == pytest.approx(0.3) and row["time/tokens_per_second"] > 0
+  assert 0 <= row["time/data_share"] <= 1
+
+
+def test_a_feed_may_watch_and_report(tmp_path):
+  class Watcher(loop.IteratorFeed):
+    wants_metrics = True
+
+    def __init__(self):
+      super().__init__(toy_run.batches())
+      self.seen, self.steps = {}, []
+
+    def next(self, state):
+      self.steps.append(int(state.step))
+      return super().next(state)
+
+    def observe(self, step, metrics):
+      self.seen[step] = metrics["loss"]
+
+    def metrics(self):
+      return {"watched": float(len(self.seen))}
+
+  feed = Watcher()
+  toy_run.run(tmp_path, 5, feed=feed, log_every=1)
+  assert feed.steps == [0, 1, 2, 3, 4]  # Each batch is asked for with the newest state.
+  table = rows(tmp_path)
+  assert [r["loss"] for r in table] == pytest.approx([feed.seen[n] for n in range(1, 6)])
+  assert table[-1]["watched"] == 5
+
+
+def test_grain_iterators_are_resumed_by_their_own_state(tmp_path):
+  def make():
+    dataset = grain.MapDataset.range(100).shuffle(seed=3).repeat().batch(4).to_iter_dataset()
+    return loop.IteratorFeed(dataset)
+
+  feed = make()
+  for _ in range(3):
+    feed.next(None)
+  state = json.loads(json.dumps(feed.get_state()))
+  expected = feed.next(None)
+  again = make()
+  again.set_state(state)
+  np.testing.assert_array_equal(again.next(None), expected)
+  assert "iterator" in state and again.get_state()["used"] == 4
+
+
+def test_data_that_runs_out_is_the_users_error(tmp_path):
+  feed = loop.IteratorFeed(toy_run.toys.make_batch(n) for n in range(2))
+  with pytest.raises(UserError, match="the data ran out after 2 batches"):
+    toy_run.run(tmp_path, 5, feed=feed)

@@ -1,0 +1,114 @@
+"""Optimizers and schedules: closed forms, who is decayed, what Muon does to whom."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llm_jax.config import Optimizer
+from llm_jax.errors import UserError
+from llm_jax.train import optim
+
+PARAMS = {
+  "embedding": jnp.ones((32, 8)),
+  "position_embedding": jnp.ones((16, 8)),
+  "layers": {
+    "attention": {"query": {"kernel": jnp.ones((3, 8, 12)), "bias": jnp.ones((3, 12))}},
+    "norm": {"scale": jnp.ones((3, 8))},
+  },
+  "mlp": {"down": {"kernel": jnp.ones((12, 8))}},
+  "lm_head": jnp.ones((8, 32)),
+  "head": {"kernel": jnp.ones(8), "bias": jnp.ones(())},
+}
+HIDDEN = {"layers/attention/query/kernel", "mlp/down/kernel"}
+
+
+def flat(tree, is_leaf=None):
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+
+
+def gradients(seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), PARAMS)
+
+
+def rates(steps, **kwargs):
+  rate = optim.schedule(Optimizer(lr=1.0, **kwargs), steps)
+  return np.array([rate(n) for n in range(steps + 1)])
+
+
+def test_schedules_have_their_closed_forms():
+  np.testing.assert_allclose(rates(4, schedule="constant", warmup=2), [0.5, 1, 1, 1, 1])
+  np.testing.assert_allclose(rates(4, schedule="linear", warmup=0), [1, 0.75, 0.5, 0.25, 0])
+  half = 0.5 * (1 + np.cos(np.pi * np.arange(5) / 4))
+  np.testing.assert_allclose(rates(4, schedule="cosine", warmup=0), half, atol=1e-7)
+  wsd = rates(10, schedule="wsd", warmup=2, decay=0.4, final=0.2)
+  np.testing.assert_allclose(wsd, [0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_schedules_agree_on_host_and_device_and_stay_in_range(name):
+  rate = optim.schedule(Optimizer(lr=3e-4, schedule=name, warmup=5, final=0.1), 40)
+  host = np.array([rate(n) for n in range(60)])
+  np.testing.assert_allclose(jax.vmap(rate)(jnp.arange(60)), host, rtol=1e-5, atol=1e-9)
+  assert (host > 0).all() and host.max() == pytest.approx(3e-4)
+  assert (
+    optim.learning_rate(Optimizer(lr=3e-4, schedule=name, warmup=5, final=0.1), 40)(7) == host[7]
+  )
+
+
+def test_weight_decay_takes_matrices_only():
+  decayed = {path for path, yes in flat(optim.matrices(PARAMS)).items() if yes}
+  assert decayed == HIDDEN | {"embedding", "position_embedding", "lm_head"}
+  tx = optim.make(Optimizer(weight_decay=0.1, lr=1.0, schedule="constant", warmup=0), 10)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+  for path, x in flat(updates).items():
+    np.testing.assert_allclose(x, -0.1 if path in decayed else 0.0, rtol=1e-6)
+
+
+def test_adamw_is_optax_adamw_after_the_clip():
+  grads = gradients()
+  cfg = Optimizer(clip=0.5, lr=0.01, schedule="constant", warmup=0)
+  tx, plain = optim.make(cfg, 10), optax.adam(0.01, 0.9, 0.95, 1e-8)
+  clipped = jax.tree.map(lambda g: g * 0.5 / optax.tree.norm(grads), grads)
+  ours, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  theirs, _ = plain.update(clipped, plain.init(PARAMS), PARAMS)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), ours, theirs)
+
+
+def test_muon_takes_hidden_matrices_only():
+  dims = flat(optim.muon_dimensions(PARAMS), is_leaf=lambda x: hasattr(x, "output_axis"))
+  assert {path for path, d in dims.items() if d is not None} == HIDDEN
+
+
+def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adam():
+  cfg = Optimizer(name="muon", lr=1.0, adam_lr=0.5, schedule="constant", warmup=0, clip=0.0)
+  tx, grads = optim.make(cfg, 10), gradients()
+  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  adam = optax.adamw(0.5, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=0.0, nesterov=True)
+  expected = flat(adam.update(grads, adam.init(PARAMS), PARAMS)[0])
+  for path, x in flat(updates).items():
+    if path in HIDDEN:
+      values = np.linalg.svd(np.asarray(x), compute_uv=False)  # Per layer, where stacked.
+      before = np.linalg.svd(np.asarray(flat(grads)[path]), compute_uv=False)
+      assert (values.max(-1) / values.min(-1) < 2.0).all()
+      assert (before.max(-1) / before.min(-1) > 2.0).all()  # Negative control.
+    else:
+      np.testing.assert_allclose(x, expected[path], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("cfg", "match"),
+  [
+    (Optimizer(name="adam"), 'did you mean "adamw"'),
+    (Optimizer(schedule="cosin"), 'did you mean "cosine"'),
+    (Optimizer(decay=1.5), "fractions in"),
+    (Optimizer(warmup=-1), "must not be negative"),
+    (Optimizer(clip=-1.0), "clip must not be negative"),
+  ],
+)
+def test_bad_settings_say_what_to_do(cfg, match):
+  with pytest.raises(UserError, match=match):
+    optim.make(cfg, 10)

@@ -90,9 +90,7 @@ class Stage:
       if getattr(self, name) < 1:
         raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")
     if self.batch % self.accum:
-      raise UserError(
-        f"config.batch={self.batch} must be a multiple of config.accum={self.accum}"
-      )
+      raise UserError(f"config.batch={self.batch} must be a multiple of config.accum={self.accum}")
 
 
 @dataclasses.dataclass

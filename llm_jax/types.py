@@ -71,9 +71,7 @@ class Apply(Protocol):
 class LossFn(Protocol):
   """The one signature of every stage: (params, batch, rng) -> (loss, metrics)."""
 
-  def __call__(
-    self, params: Params, batch: Batch, rng: jax.Array
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def __call__(self, params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, dict[str, Mean]]:
     """Returns the loss as a Mean and the metrics by name."""
     ...
 

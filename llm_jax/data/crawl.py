@@ -116,6 +116,8 @@ def _archive(file: pathlib.Path, name: str) -> Iterator[Raw]:
           yield Raw(identity(url or body), url, body, True, name)
       if getattr(record.raw_stream, "limit", 0) and not record.raw_stream.read(1):
         raise EOFError("the last record is cut")
+    while f.read(1 << 20):  # warcio takes a gzip error between records for the end; this does not.
+      pass
 
 
 def _html(file: pathlib.Path, name: str) -> Iterator[Raw]:

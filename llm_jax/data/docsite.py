@@ -8,7 +8,7 @@ import pydoc
 import re
 from collections.abc import Sequence
 
-from llm_jax.data.docstrings import Entry
+from llm_jax.data.docstrings import Entry, fields
 
 _FOOTER = "Generated from the sources. Permission is granted to copy this page unchanged."
 _ITEM = re.compile(r"^(\s*)([-*+]|\d+[.)])\s+(\S.*)$")
@@ -22,14 +22,7 @@ _CODE = re.compile(
 )
 _PROSE = re.compile(r"^\s*[\"'`*(]*[A-Z][\w'`.]* [\w'`\"]+")
 _ADDRESS = re.compile("(?: |&nbsp;)at(?: |&nbsp;)0x[0-9a-fA-F]+")
-# Sphinx's fields; a text that starts on the next line is drawn up.
-_TYPE = re.compile(r"^ *:type [^:\n]*:.*\n?", re.MULTILINE)
-_PARAM = re.compile(
-  r"^( *):(?:param|parameter|arg|argument|key|keyword|ivar|cvar|var)\s+(?:[^:\n]*\s)?"
-  r"(\*{0,2}\w+):[ ]*\n?[ ]*",
-  re.MULTILINE,
-)
-_RESULT = re.compile(r"^( *):(returns?|rtype|raises?[^:\n]*|yields?):[ ]*\n?[ ]*", re.MULTILINE)
+_FENCED = re.compile(r"(^ *```[\w-]*\n.*?^ *``` *$)", re.MULTILINE | re.DOTALL)
 _FULL = 60  # Characters from which a line was broken because it was full.
 _TABLE = re.compile(r"^\s*(=+( +=+)+|\+-[-+]*\+)\s*$")
 _UNDERLINE = re.compile(r"^([=\-~^*\"'`#+.])\1{2,}$")
@@ -96,14 +89,16 @@ def topic(title: str, text: str, siblings: Sequence[str]) -> str:
 def blocks(doc: str) -> str:
   """Returns a docstring as HTML: paragraphs, lists, fields and preformatted code."""
   out = []
-  doc = _PARAM.sub(r"\1- \2: ", _TYPE.sub("", doc))
-  doc = _RESULT.sub(lambda m: f"{m[1]}- {' '.join(m[2].capitalize().split())}: ", doc)
-  for block in re.split(r"\n\s*\n", doc.strip("\n")):
-    lines = block.split("\n")
-    while lines:
-      used, rendered = _block(lines)
-      out.append(rendered)
-      lines = lines[used:]
+  for i, part in enumerate(_FENCED.split(fields(doc).strip("\n"))):
+    if i % 2:
+      out.append(f"<pre>{_text(chr(10).join(part.split(chr(10))[1:-1]))}</pre>")
+      continue
+    for block in re.split(r"\n\s*\n", part.strip("\n")):
+      lines = block.split("\n")
+      while lines:
+        used, rendered = _block(lines)
+        out.append(rendered)
+        lines = lines[used:]
   # Neighbours of a kind are one list, and an example with blank lines is one example.
   text = "\n".join(part for part in out if part)
   return text.replace("</pre>\n<pre>", "\n\n").replace("</ul>\n<ul>", "\n")

@@ -12,7 +12,16 @@ _CALL = re.compile(r"^(?:[\w.]+\.)?(\w+)(\(.*?\))\s*(?:->\s*(\S.*))?$")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _DIRECTIVE = re.compile(r"^( *)\.\. ([\w-]+):: ?(.*)$", re.MULTILINE)
 _SPOKEN = {"note", "warning", "important", "tip", "caution", "attention", "seealso", "danger"}
+_DOUBLE = re.compile("(?<!`)``(?!`)")  # Three open a block of code.
 _LITERAL = re.compile(r" ?::$", re.MULTILINE)
+# Sphinx's fields; a text that starts on the next line is drawn up.
+_TYPE = re.compile(r"^ *:type [^:\n]*:.*\n?", re.MULTILINE)
+_PARAM = re.compile(
+  r"^( *):(?:param|parameter|arg|argument|key|keyword|ivar|cvar|var)\s+(?:[^:\n]*\s)?"
+  r"(\*{0,2}\w+):[ ]*\n?[ ]*",
+  re.MULTILINE,
+)
+_RESULT = re.compile(r"^( *):(returns?|rtype|raises?[^:\n]*|yields?):[ ]*\n?[ ]*", re.MULTILINE)
 _LONGEST_DEFAULT = 24  # Characters; a longer default value says "...".
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -47,7 +56,13 @@ def unmark(text: str) -> str:
   if "`" not in text:
     return text
   text = _ROLE.sub(lambda m: m[2].rpartition(".")[2] if m[1] else m[2], text)
-  return text.replace("``", "`")
+  return _DOUBLE.sub("`", text)
+
+
+def fields(text: str) -> str:
+  """Returns `text` with Sphinx's `:param x:` as list items, their types left out."""
+  text = _PARAM.sub(r"\1- \2: ", _TYPE.sub("", text))
+  return _RESULT.sub(lambda m: f"{m[1]}- {' '.join(m[2].capitalize().split())}: ", text)
 
 
 def from_source(source: str, module: str, package: str, url: str) -> list[Entry]:

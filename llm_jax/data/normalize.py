@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import ftfy
 
-from llm_jax.data.docstrings import unmark
+from llm_jax.data.docstrings import fields, unmark
 from llm_jax.data.documents import identity
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
@@ -22,6 +22,7 @@ _SIGNATURE = re.compile(
 )
 _RETURNS = re.compile(r"^\w+\(.*\) +-+> +\S.*$")
 _SELF = re.compile(r"^((?:async )?\w+\()(?:self|cls|type|mcs)(?:, /)?(?:, |(?=\)))", re.MULTILINE)
+_BOUND = re.compile(r"^(\w+\(.*\)) method of \S+ instance$", re.MULTILINE)
 _CONSTANT = re.compile(r"^\w+ = \S.*$")
 _CAPTION = re.compile(
   r"^(Modules|Classes|Functions|Data|Package Contents|Submodules|Author|Credits|Module Reference"
@@ -70,7 +71,7 @@ def documentation(text: str) -> str:
   descriptors defined here:", constants and methods with double underscores go, paragraphs become
   one line, and a signature stands directly above its text.
   """
-  text = _SELF.sub(r"\1", unmark(text))
+  text = _SELF.sub(r"\1", _BOUND.sub(r"\1", fields(unmark(text))))
   blocks = [_strip(block.split("\n")) for block in text.split("\n\n")]
   kept: list[list[str]] = []
   in_dunder = False

@@ -206,10 +206,12 @@ def _write(writer: WARCWriter, made: _Page) -> None:
   headers = StatusAndHeaders(
     "200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1"
   )
+  body = made.html.encode("utf-8", "replace")
   record = writer.create_warc_record(
     made.url,
     "response",
-    payload=io.BytesIO(made.html.encode("utf-8", "replace")),
+    payload=io.BytesIO(body),
+    length=len(body),
     http_headers=headers,
     warc_headers_dict={
       "WARC-Date": _DATE,

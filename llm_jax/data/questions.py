@@ -112,7 +112,8 @@ def _question(entry: pydocs.Entry) -> Question | None:
     return None
   owner, _, name = entry.qualname.rpartition(".")
   heading = (entry.signature or entry.qualname)[:_HEADING]
-  where = f"{entry.module} {owner}".strip()
+  # Private parts of a dotted name (`jax._src.numpy`) say nothing about an object.
+  where = " ".join(part for part in f"{entry.module}.{owner}".split(".") if part and part[0] != "_")
   prompt = f"What does {spoken(name)} do?\n{heading}\n{where}"
   if entry.kind == "class":
     prompt = f"What is {spoken(name)}?\n{heading}\n{where}"

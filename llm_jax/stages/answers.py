@@ -75,7 +75,8 @@ def draw(
       np.arange(start, start + _ROWS, dtype=np.uint32)
     )
     out = jax.device_get(roll(model, params, tokenizer, tokens, mask, keys, sampling))
-    rollouts.append(jax.tree.map(lambda x, n=len(part): x[:n], out))
+    kept = len(part)
+    rollouts.append(jax.tree.map(lambda x, n=kept: x[:n], out))
   rollout = jax.tree.map(lambda *x: np.concatenate(x), *rollouts)
   texts = [_answer(tokenizer, rollout, i, stop) for i in range(len(rows))]
   answers = [texts[i : i + samples] for i in range(0, len(rows), samples)]
@@ -106,9 +107,7 @@ def logps_fn(model: Transformer, temperature: float = 1.0) -> Callable[[Params, 
   @jax.jit
   def logps(params: Params, batch: Batch) -> jax.Array:
     out = apply(params, batch, jax.random.key(0))
-    stats = token.token_stats(
-      out.hidden, out.head, batch["targets"], temperature=temperature
-    )
+    stats = token.token_stats(out.hidden, out.head, batch["targets"], temperature=temperature)
     return stats.logps * batch["mask"]
 
   return logps

@@ -171,7 +171,9 @@ class Bench:
     length = answers.PROMPT_TOKENS + self.cfg.sampling.max_new
     margins = reward.margins_fn(heads.Scorer.from_config(self.judge.shape))
     margin_N = margins(self.judge.params, self.tokenizer, held_out, length)
-    words_N = np.array([len(p.chosen.text.split()) - len(p.rejected.text.split()) for p in held_out])
+    words_N = np.array(
+      [len(p.chosen.text.split()) - len(p.rejected.text.split()) for p in held_out]
+    )
     out = {
       "accuracy": reward.accuracies(held_out, margin_N),
       "calibration": calibration(margin_N),

@@ -49,9 +49,7 @@ class OnlineFeed:
     if self._rollout is None or self._stopped or self._used >= self._count():
       if self._rollout is not None:
         self._iteration += 1
-      self._rollout, self._metrics = self.collect(
-        state, self._iteration, self.carried
-      )
+      self._rollout, self._metrics = self.collect(state, self._iteration, self.carried)
       self._used, self._stopped = 0, False
     index = self._order(self._used)
     self._used += 1

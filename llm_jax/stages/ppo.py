@@ -20,13 +20,15 @@ from llm_jax.stages.online import OnlineFeed
 from llm_jax.train import parallel
 from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
 
+Score = Callable[[Params, Batch], jax.Array]
+
 
 def run(
   cfg: config.Ppo,
   workdir: str,
   *,
   loss: Callable | None = None,
-  score: Callable[[Params, Batch], jax.Array] | None = None,
+  score: Score | None = None,
 ) -> TrainState:
   """Optimises the model of `cfg.init` against the reward model of `cfg.reward`.
 
@@ -34,28 +36,16 @@ def run(
     cfg: the configuration.
     workdir: where the run goes.
     loss: swaps the policy loss.
-    score: swaps the reward: (reward model's params, LM batch of whole conversations) -> [B].
+    score: swaps the reward: (reward model's params, rollout LM batch) -> [B] raw scores.
   """
   cfg.validate()
-  tokenizer = runs.tokenizer(cfg.prepared)
-  reference, judge = runs.load(cfg.init, "init"), runs.load(cfg.reward, "reward")
-  if "head" not in judge.params:
-    raise UserError(f"{cfg.reward} holds no reward model: set --config.reward")
-  runs.save_shape(workdir, reference.shape)
-  model, place = reference.model, parallel.make(cfg.mesh)
-  prompts = [
-    answers.prompt_tokens(tokenizer, q.prompt) for q in runs.asked(cfg.prepared, "train")
-  ]
-  score = score or scores.reward_model(heads.Scorer.from_config(judge.shape))
-  first = answers.draw(
-    model, reference.params, tokenizer, prompts[:256], cfg.sampling, seed=cfg.seed
-  )
-  normal = scores.standard(score, judge.params, first.batch)
-  critic = heads.Critic.from_config(judge.shape)
+  policy_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.policy")
+  value_loss = spec.resolve(cfg.value_loss, "llm_jax.losses.policy")
+  collect = Collector.load(cfg, parallel.make(cfg.mesh), score)
+  model, critic = collect.model, collect.critic
+  runs.save_shape(workdir, collect.shape)
   feed = OnlineFeed(
-    Collector(
-      cfg, tokenizer, prompts, place, model, critic, reference.params, judge.params, score, normal
-    ),
+    collect,
     rows=cfg.batch,
     epochs=cfg.epochs,
     seed=cfg.seed,
@@ -64,8 +54,8 @@ def run(
   )
   objective = objectives.actor_critic(
     policy_apply(model, critic),
-    spec.resolve(loss or cfg.loss, "llm_jax.losses.policy"),
-    spec.resolve(cfg.value_loss, "llm_jax.losses.policy"),
+    policy_loss,
+    value_loss,
     value_coef=cfg.value_coef,
     entropy_coef=cfg.entropy_coef,
     temperature=cfg.sampling.temperature,
@@ -82,9 +72,10 @@ def run(
     workdir,
     loss_fn=objective,
     make_params=make_params,
-    loaded={"policy": reference.params, "critic": normal.rescale(judge.params)},
+    # The critic starts as the reward model (Ouyang et al. 2022, appendix C.4).
+    loaded={"policy": collect.reference, "critic": collect.normal.rescale(collect.judge)},
     feed=feed,
-    place=place,
+    place=collect.place,
   )
 
 
@@ -111,10 +102,11 @@ class Collector:
     prompts: token lists to draw from.
     place: where the trained state lives.
     model: the decoder of policy and reference.
+    shape: its configuration.
     critic: the critic's module.
     reference: frozen parameters of the reference.
     judge: frozen parameters of the reward model.
-    score: (judge, LM batch of whole conversations) -> [B] raw scores.
+    score: (judge, rollout LM batch) -> [B] raw scores.
     normal: the units of a score.
   """
 
@@ -123,11 +115,44 @@ class Collector:
   prompts: Sequence[list[int]]
   place: parallel.Placement
   model: Transformer
+  shape: config.Model
   critic: heads.Critic
   reference: Params
   judge: Params
-  score: Callable[[Params, Batch], jax.Array]
+  score: Score
   normal: scores.Normal
+
+  @classmethod
+  def load(cls, cfg: config.Ppo, place: parallel.Placement, score: Score | None) -> "Collector":
+    """Reads the models that `cfg` names, and fixes the units of a score on the reference's answers.
+
+    Raises:
+      UserError: if one of them is missing.
+    """
+    tokenizer = runs.tokenizer(cfg.prepared)
+    start, judge = runs.load(cfg.init, "init"), runs.load(cfg.reward, "reward")
+    if "head" not in judge.params:
+      raise UserError(f"{cfg.reward} holds no reward model: set --config.reward")
+    prompts = [
+      answers.prompt_tokens(tokenizer, q.prompt) for q in runs.asked(cfg.prepared, "train")
+    ]
+    score = score or scores.reward_model(heads.Scorer.from_config(judge.shape))
+    first = answers.draw(
+      start.model, start.params, tokenizer, prompts[:256], cfg.sampling, seed=cfg.seed
+    )
+    return cls(
+      cfg,
+      tokenizer,
+      prompts,
+      place,
+      start.model,
+      start.shape,
+      heads.Critic.from_config(judge.shape),
+      start.params,
+      judge.params,
+      score,
+      scores.standard(score, judge.params, first.batch),
+    )
 
   def __call__(self, state: TrainState, iteration: int, carried: dict) -> tuple[Batch, dict]:
     """Returns (host batch, metrics); updates `carried["kl_coef"]` when it is adaptive."""
@@ -153,14 +178,10 @@ class Collector:
   def _sample(self, policy: Params, iteration: int) -> Rollout:
     rng = np.random.default_rng([self.cfg.seed, iteration])
     chosen = rng.integers(len(self.prompts), size=self.cfg.rollouts)
-    tokens, mask = batches.prompt_batch(
-      [self.prompts[i] for i in chosen], answers.PROMPT_TOKENS
-    )
+    tokens, mask = batches.prompt_batch([self.prompts[i] for i in chosen], answers.PROMPT_TOKENS)
     root = jax.random.fold_in(jax.random.key(self.cfg.seed), iteration)
     keys = jax.random.split(root, self.cfg.rollouts)
-    return answers.roll(
-      self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling
-    )
+    return answers.roll(self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling)
 
   @functools.cached_property
   def _label(self):

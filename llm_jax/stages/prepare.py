@@ -161,9 +161,7 @@ def _questions(
   return found[2]
 
 
-def _funnel(
-  made: recipe.Result, coder, tokens: int, size: int
-) -> list[dict[str, Any]]:
+def _funnel(made: recipe.Result, coder, tokens: int, size: int) -> list[dict[str, Any]]:
   """Returns the rows with tokens: exact in the last one, by this text's rate in the others."""
   rows = []
   for row in made.funnel:

@@ -24,9 +24,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
   tokenizer = runs.tokenizer(cfg.prepared)
-  shape = dataclasses.replace(
-    cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size
-  )
+  shape = dataclasses.replace(cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size)
   model = Transformer.from_config(shape)
   runs.save_shape(workdir, shape)
   tokens = pathlib.Path(cfg.prepared) / "tokens"

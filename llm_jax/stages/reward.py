@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config, spec
@@ -35,8 +36,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   def evaluate(params: Params) -> dict[str, float]:
     margin_N = margins(place.unreplicate(params), tokenizer, held_out, cfg.length)
     return {
-      f"accuracy/{kind}": accuracy
-      for kind, accuracy in accuracies(held_out, margin_N).items()
+      f"accuracy/{kind}": accuracy for kind, accuracy in accuracies(held_out, margin_N).items()
     }
 
   return training.train(
@@ -46,9 +46,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
     make_params=training.initializer(scorer),
     loaded={"decoder": start.params},
     feed=loop.IteratorFeed(
-      batches.examples(
-        encoded, lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed
-      )
+      batches.examples(encoded, lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed)
     ),
     evaluate=evaluate,
     place=place,
@@ -56,15 +54,28 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
 
 
 def scorer_apply(scorer: heads.Scorer) -> Apply:
-  """Binds a reward model for objectives on scores: one score a row, at its last real token."""
+  """Binds a reward model for objectives on scores: one score a row, read at the turn's end."""
 
   def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
-    scores_B = scorer.apply(
-      {"params": params}, batch["tokens"], batch["positions"], batch["segments"]
-    )
-    return Outputs(scores=scores_B)
+    return Outputs(scores=scorer.apply({"params": params}, **whole(batch)))
 
   return apply
+
+
+def whole(batch: Batch) -> Batch:
+  """The rows of an LM batch [B, T] with their last targets as inputs too: [B, T + 1].
+
+  An LM batch's inputs stop one short of its targets, so the token that ends an answer is in none
+  of them; a reward model must see it. One segment a row, padded on either side.
+  """
+  real_BT, said_BT = batch["segments"] > 0, batch["mask"] > 0
+  last_BT = jnp.pad(real_BT[:, 1:], ((0, 0), (0, 1))) | (real_BT & said_BT)
+  real_BL = jnp.concatenate([real_BT[:, :1], last_BT], 1)
+  return {
+    "tokens": jnp.concatenate([batch["tokens"][:, :1], batch["targets"]], 1),
+    "positions": jnp.maximum(jnp.cumsum(real_BL, 1) - 1, 0),
+    "segments": real_BL.astype(jnp.int32),
+  }
 
 
 def margins_fn(scorer: heads.Scorer) -> Callable[..., np.ndarray]:
@@ -75,7 +86,7 @@ def margins_fn(scorer: heads.Scorer) -> Callable[..., np.ndarray]:
   def step(params: Params, batch: Batch) -> jax.Array:
     rng = jax.random.key(0)
     sides = (apply(params, batch[side], rng).scores for side in ("chosen", "rejected"))
-    return jax.numpy.stack(list(sides), 1)
+    return jnp.stack(list(sides), 1)
 
   def margins(params, tokenizer, held_out: Sequence[Pair], length: int) -> np.ndarray:
     encoded = pairs.encode(tokenizer, held_out, length)

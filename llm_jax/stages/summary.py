@@ -84,36 +84,78 @@ def _accuracy(kind: str, table: str = "accuracy") -> Callable[[dict], float]:
 
 # What a sound run shows, with the figure's name as a reader would say it.
 CHECKS = (
-  _check("bits per byte under the unigram model's", ">= 40 %",
-         lambda s: s["pretrain"]["reduction"], lambda x: x >= 0.40),
-  _check("SFT answers that end by themselves", ">= 97 %",
-         lambda s: s["policies"]["sft"]["end_rate"], lambda x: x >= 0.97),
-  _check("SFT relevance over the base model's best prompt", ">= 0.02",
-         _gain("sft", "relevance", "base"), lambda x: x >= 0.02),
-  _check("SFT relevance, matched minus shuffled", ">= 0.03",
-         lambda s: s["policies"]["sft"]["control"], lambda x: x >= 0.03),
+  _check(
+    "bits per byte under the unigram model's",
+    ">= 40 %",
+    lambda s: s["pretrain"]["reduction"],
+    lambda x: x >= 0.40,
+  ),
+  _check(
+    "SFT answers that end by themselves",
+    ">= 97 %",
+    lambda s: s["policies"]["sft"]["end_rate"],
+    lambda x: x >= 0.97,
+  ),
+  _check(
+    "SFT relevance over the base model's best prompt",
+    ">= 0.02",
+    _gain("sft", "relevance", "base"),
+    lambda x: x >= 0.02,
+  ),
+  _check(
+    "SFT relevance, matched minus shuffled",
+    ">= 0.03",
+    lambda s: s["policies"]["sft"]["control"],
+    lambda x: x >= 0.03,
+  ),
   _check("reward model on cut-off answers", ">= 90 %", _accuracy("cut_off"), lambda x: x >= 0.9),
-  _check("reward model on repetitive answers", ">= 90 %",
-         _accuracy("repetitive"), lambda x: x >= 0.9),
+  _check(
+    "reward model on repetitive answers", ">= 90 %", _accuracy("repetitive"), lambda x: x >= 0.9
+  ),
   _check("reward model on SFT samples", ">= 60 %", _accuracy("sft_sample"), lambda x: x >= 0.6),
-  _check("reward model on another object's answer", "> 51 %",
-         _accuracy("other_object"), lambda x: x > 0.51),
-  _check("shuffled labels, another object's answer", "44 to 56 %",
-         _accuracy("other_object", "shuffled"), lambda x: 0.44 <= x <= 0.56),
-  _check("shuffled labels, SFT samples", "44 to 56 %",
-         _accuracy("sft_sample", "shuffled"), lambda x: 0.44 <= x <= 0.56),
-  _check("DPO gold win rate against SFT", ">= 58 %",
-         lambda s: s["win_rates"]["dpo_vs_sft"]["rate"], lambda x: x >= 0.58),
-  _check("DPO sequence KL to SFT, nats", "<= 3",
-         lambda s: s["policies"]["dpo"]["kl"], lambda x: x <= 3),
+  _check(
+    "reward model on another object's answer",
+    "> 51 %",
+    _accuracy("other_object"),
+    lambda x: x > 0.51,
+  ),
+  _check(
+    "shuffled labels, another object's answer",
+    "44 to 56 %",
+    _accuracy("other_object", "shuffled"),
+    lambda x: 0.44 <= x <= 0.56,
+  ),
+  _check(
+    "shuffled labels, SFT samples",
+    "44 to 56 %",
+    _accuracy("sft_sample", "shuffled"),
+    lambda x: 0.44 <= x <= 0.56,
+  ),
+  _check(
+    "DPO gold win rate against SFT",
+    ">= 58 %",
+    lambda s: s["win_rates"]["dpo_vs_sft"]["rate"],
+    lambda x: x >= 0.58,
+  ),
+  _check(
+    "DPO sequence KL to SFT, nats", "<= 3", lambda s: s["policies"]["dpo"]["kl"], lambda x: x <= 3
+  ),
   _check("DPO control not below SFT's", ">= 0", _gain("dpo", "control"), lambda x: x >= 0),
-  _check("PPO reward over SFT's, standard deviations", ">= 0.5",
-         lambda s: _gain("ppo", "reward")(s) / s["policies"]["sft"]["reward_std"],
-         lambda x: x >= 0.5),
-  _check("PPO sequence KL to SFT, nats", "<= 5",
-         lambda s: s["policies"]["ppo"]["kl"], lambda x: x <= 5),
+  _check(
+    "PPO reward over SFT's, standard deviations",
+    ">= 0.5",
+    lambda s: _gain("ppo", "reward")(s) / s["policies"]["sft"]["reward_std"],
+    lambda x: x >= 0.5,
+  ),
+  _check(
+    "PPO sequence KL to SFT, nats", "<= 5", lambda s: s["policies"]["ppo"]["kl"], lambda x: x <= 5
+  ),
   _check("PPO gold over SFT's", "> 0", _gain("ppo", "gold"), lambda x: x > 0),
   _check("PPO control not below SFT's", ">= 0", _gain("ppo", "control"), lambda x: x >= 0),
-  _check("null: SFT against SFT", "45 to 55 %",
-         lambda s: s["win_rates"]["sft_vs_sft"]["rate"], lambda x: 0.45 <= x <= 0.55),
+  _check(
+    "null: SFT against SFT",
+    "45 to 55 %",
+    lambda s: s["win_rates"]["sft_vs_sft"]["rate"],
+    lambda x: 0.45 <= x <= 0.55,
+  ),
 )

@@ -54,8 +54,8 @@ def deduplicate(
   stays[result.kept] = True
   decisions = iter(stays)
   for file in files:
-    name = file.name.removesuffix(".gz").removesuffix(".jsonl")
-    with open(kept_folder / f"{name}.jsonl", "w", encoding="utf-8", newline="\n") as sink:
+    name = pathlib.Path(file.name.removesuffix(".gz")).with_suffix(".jsonl")
+    with open(kept_folder / name, "w", encoding="utf-8", newline="\n") as sink:
       sink.writelines(row.line for row in formats.read_rows(file) if next(decisions))
   _write(out / "removed.jsonl", result.removed, ids)
   _write(out / "edges.jsonl", result.edges, ids)

@@ -81,7 +81,7 @@ def documentation(text: str) -> str:
     if _DUNDER.match(lines[0]):
       in_dunder = True
       continue
-    if is_signature(lines[0]) or lines[0] == lines[0].lstrip() and len(lines) == 1:
+    if is_signature(lines[0]) or (len(lines) == 1 and len(lines[0].split()) == 1):
       in_dunder = False
     if in_dunder:
       continue  # The later paragraphs of its text.

@@ -45,13 +45,17 @@ class Recipe:
 
 @dataclasses.dataclass
 class Row:
-  """One step of the funnel: what was left after it, and what it dropped for which reason."""
+  """One step of the funnel: what was left after it, and what it dropped for which reason.
+
+  `dropped` counts documents; `edited` what was taken out of documents that stayed.
+  """
 
   step: str
   documents: int
   bytes: int
   seconds: float
   dropped: dict[str, int]
+  edited: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -167,8 +171,9 @@ def run(
   state = _State(seed, log)
   state.clean(raws, name, workers)
   if recipe.boilerplate:
-    with state.step("boilerplate lines"):
+    with state.step("boilerplate lines") as edited:
       lines = normalize.boilerplate((d.text for d in state.documents), recipe.boilerplate)
+      edited["different lines"] = len(lines)
       state.edit([normalize.without_lines(d.text, lines) for d in state.documents])
   with state.step("duplicates"):
     texts, ids = [d.text for d in state.documents], [d.id for d in state.documents]
@@ -176,10 +181,10 @@ def run(
     reasons = {r["id"]: r for r in removed}
     state.keep(set(kept), lambda d: f"{reasons[d.id]['rule']} duplicate", reasons)
   if recipe.paragraphs:
-    with state.step("repeated paragraphs") as row:
+    with state.step("repeated paragraphs") as edited:
       unique, count, _ = normalize.unique_paragraphs([d.text for d in state.documents])
       state.edit([recipe.tidy(text) for text in unique] if recipe.tidy else unique)
-      row["paragraphs"] = count
+      edited["paragraphs"] = count
   with state.step("rules"):
     state.judge(name, workers)
   return state.result()
@@ -250,14 +255,14 @@ class _State:
 
   @contextlib.contextmanager
   def step(self, name: str) -> Iterator[dict[str, int]]:
-    """Times a step and adds its row; what is put in the dictionary counts as dropped."""
+    """Times a step and adds its row; the dictionary takes what was edited."""
     begin = time.monotonic()
     self._step, self._dropped = name, Counter()
-    more: dict[str, int] = {}
-    yield more
-    dropped = Counter(self._dropped)
-    dropped.update(more)
-    self._row(name, len(self.documents), self._bytes(), time.monotonic() - begin, dropped)
+    edited: dict[str, int] = {}
+    yield edited
+    seconds = time.monotonic() - begin
+    self._row(name, len(self.documents), self._bytes(), seconds, self._dropped)
+    self._result.funnel[-1].edited.update(edited)
 
   def result(self) -> Result:
     """Returns what there is, with the examples of before and after."""

@@ -93,7 +93,7 @@ def attention(
       f" q {q.shape} [B,T,H,K] and k {k.shape} [B,N,S,K]"
     )
   grouped = (batch, k.shape[1], heads // k.shape[1], length)
-  # Plain batched matrix products, heads ahead of time: other orders cost a CPU twice the backward.
+  # Plain batched matrix products, heads ahead of time: on a CPU other orders are slower backward.
   q_BHTK = (q * width**-0.5).swapaxes(1, 2)
   q_BNQK = q_BHTK.reshape(batch, k.shape[1], -1, width)  # G and T side by side in one axis.
   scores = jnp.einsum("BNQK,BNSK->BNQS", q_BNQK, k, preferred_element_type=jnp.float32)

@@ -15,8 +15,8 @@ Axes = tuple[str, ...]
 def kernel_init(scale: float = 1.0) -> nn.initializers.Initializer:
   """Normal of standard deviation scale / sqrt(fan_in): unit-variance features stay so.
 
-  LeCun et al. 1998, "Efficient BackProp", eq. 16. At width 2500 it is GPT-2's 0.02; a width of
-  128 learns faster from it than from 0.02. Projections back into the residual stream pass
+  LeCun et al. 1998, "Efficient BackProp", eq. 16. At width 2500 it is GPT-2's 0.02, and it
+  grows as models get narrower, which 0.02 does not. Projections back into the residual stream pass
   scale = 1/sqrt(2 L), L layers, so that the stream's variance does not grow with depth
   (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", sec. 2.3).
   """

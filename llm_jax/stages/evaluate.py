@@ -154,7 +154,7 @@ class Bench:
       "gold": [[g.total for g in row] for row in table],
       "length": [[len(a.text.split()) for a in row] for row in drawn.answers],
     }
-    columns["control"] = np.array(columns["relevance"]) - shuffled_Qn
+    columns["difference"] = np.array(columns["relevance"]) - shuffled_Qn
     if name != "base":  # Its prompts are not a conversation: no reward, no KL.
       columns |= {"reward": self._rewards(drawn), "kl": self._kl(name, drawn)}
     out = {}

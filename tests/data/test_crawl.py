@@ -40,13 +40,13 @@ def test_responses_are_decoded_by_what_they_declare(tmp_path):
 
 
 def test_only_successful_pages_are_read(tmp_path):
-  assert not list(crawl.read(archive(tmp_path / "a.warc", [("u", b"x")], status="404 No")))
-  assert not list(crawl.read(archive(tmp_path / "b.warc", [("u", b"x")], kind="image/png")))
+  assert not list(crawl.read(archive(tmp_path / "a.warc", [("http://a", b"x")], status="404 No")))
+  assert not list(crawl.read(archive(tmp_path / "b.warc", [("http://a", b"x")], kind="image/png")))
 
 
 @pytest.mark.parametrize("name", ["a.warc.gz", "a.warc"])
 def test_a_cut_archive_names_the_file_and_the_place(tmp_path, name):
-  path = archive(tmp_path / name, [(f"u{i}", bytes(range(256)) * 40) for i in range(3)])
+  path = archive(tmp_path / name, [(f"http://a/{i}", bytes(range(256)) * 40) for i in range(3)])
   size = path.stat().st_size - 100
   path.write_bytes(path.read_bytes()[:size])
   with pytest.raises(UserError, match=rf"{name}: broken at or before byte {size}"):

@@ -25,7 +25,11 @@ def page(i):
 def source(tmp_path):
   path = tmp_path / "in.jsonl"
   rows = [{"id": f"d{i}", "text": page(i), "url": f"u{i}"} for i in range(40)]
-  rows += [dict(rows[0], id="copy", url="v"), dict(rows[1], url="w"), {"id": "s", "text": "short"}]
+  rows += [
+    dict(rows[0], id="copy", url="v"),
+    dict(rows[1], url="w", text="again"),
+    {"id": "s", "text": "short"},
+  ]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   return path
 
@@ -43,7 +47,8 @@ def test_everything_is_written_once(source, tmp_path):
   assert rows["duplicates"]["dropped"] == {"exact duplicate": 1}
   assert rows["rules"]["dropped"] == {"too short": 1}
   drops = [json.loads(x) for x in (out / "dropped" / "dropped.jsonl").read_text().splitlines()]
-  assert {d["id"]: d.get("kept") for d in drops}["copy"] == "d0" or len(drops) == 3
+  # Of equal texts the smaller id stays, so that the order of the source does not matter.
+  assert {d["id"]: d.get("kept") for d in drops} == {"d1": None, "d0": "copy", "s": None}
   coder = tokenizer.Tokenizer.load(out / "tokenizer")
   for split, counts in manifest["splits"].items():
     docs = list(corpus.read(out, split))

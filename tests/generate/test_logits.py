@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.generate.logits import draw, truncate
+from llm_jax.generate import logits as logits_lib
 
 LOGITS = 2 * jax.random.normal(jax.random.key(0), (5, 150))
+draw = jax.jit(logits_lib.draw)
+truncate = logits_lib.truncate
 
 
 def kept(logits):

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from llm_jax.errors import UserError
 from llm_jax.train import metrics as metrics_lib
@@ -196,7 +195,7 @@ class _Run:
     del state  # Its memory is free before the copies are made.
     state, extra = self.place.replicate(restored[0]), restored[1]
     start = int(self.place.fetch(state.step))
-    logging.info("%s goes on from step %d.", self.name, start)
+    print(f"{self.name}: goes on from step {start}", file=sys.stderr, flush=True)
     return state, start, extra
 
   def begin(self, writer, start: int, steps: int, saved: dict) -> None:

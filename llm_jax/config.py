@@ -191,6 +191,23 @@ class Ppo(Stage):
   max_approxkl: float = 0.05  # Early stop of an iteration's remaining updates; 0: never.
   missing_end_penalty: float = 1.0  # Subtracted from the score of an answer that does not end.
 
+  def validate(self) -> None:
+    """Checks what the other stages check, and that rollouts divide into minibatches.
+
+    Raises:
+      UserError: one line that names the fields and the remedy.
+    """
+    super().validate()
+    if self.rollouts % self.batch:
+      raise UserError(
+        f"config.rollouts={self.rollouts} must be a multiple of config.batch={self.batch}"
+      )
+    if self.sampling.temperature <= 0 or self.epochs < 1:
+      raise UserError(
+        "config.sampling.temperature must be above 0 and config.epochs at least 1, got "
+        f"{self.sampling.temperature} and {self.epochs}"
+      )
+
 
 @dataclasses.dataclass
 class Evaluate:

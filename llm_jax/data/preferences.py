@@ -1,9 +1,12 @@
 """Preference pairs with a known reason: what is wrong with the rejected answer.
 
 Kinds: `other_object` (the true answer of another question), `cut_off` (the true answer stops in
-the middle), `repetitive` (a part of the true answer is said again and again), and `sft_sample` (of
-a model's own answers to the question, the one of the highest gold score is chosen and the one of
-the lowest is rejected).
+the middle), `repetitive` (a part of the true answer is said again and again), and `sft_sample` (two
+of a model's own answers to the question, the one of the higher gold score is chosen).
+
+Pairs of samples are balanced by length: for a coin flip's half of the questions the chosen answer
+is the longer one, for the other half the shorter one. Better samples tend to be longer, and a
+reward model would learn just that, and PPO exploit it (Singhal et al. 2023, arXiv:2310.03716).
 """
 
 import dataclasses
@@ -56,7 +59,7 @@ def build(
 
   Args:
     questions: with true answers.
-    samples: a model's own answers to each question; where all score alike there is no pair.
+    samples: a model's own answers to each question; there may be no pair of them.
     seed: of the cuts, the repeats and the order.
   """
   rng = np.random.default_rng(seed)
@@ -71,9 +74,9 @@ def build(
     }
     for kind, rejected in spoilt.items():
       pairs.append(_pair(question, Answer(truth), rejected, kind))
-    ranked = sorted(drawn, key=lambda a: gold.score(a.text, truth, a.ended).total)
-    if ranked:
-      pairs.append(_pair(question, ranked[-1], ranked[0], "sft_sample"))
+    best = _widest(drawn, truth, longer=rng.random() < 0.5)
+    if best:
+      pairs.append(_pair(question, *best, "sft_sample"))
   pairs = [pair for pair in pairs if pair.gold_chosen > pair.gold_rejected]
   return [pairs[i] for i in rng.permutation(len(pairs))]
 
@@ -106,6 +109,19 @@ def read(path: str | pathlib.Path) -> list[Pair]:
 def _pair(question: Question, chosen: Answer, rejected: Answer, kind: str) -> Pair:
   scores = [gold.score(a.text, question.answer, a.ended).total for a in (chosen, rejected)]
   return Pair(question.prompt, chosen, rejected, kind, *scores)
+
+
+def _widest(drawn: Sequence[Answer], truth: str, longer: bool) -> tuple[Answer, Answer] | None:
+  """The two samples of the widest gold gap whose better one is the `longer` one, or as long."""
+  scored = [(gold.score(a.text, truth, a.ended).total, len(a.text.split()), a) for a in drawn]
+  sign = 1 if longer else -1
+  pairs = [
+    (better - worse, chosen, rejected)
+    for better, more, chosen in scored
+    for worse, less, rejected in scored
+    if better > worse and sign * more >= sign * less
+  ]
+  return max(pairs, key=lambda pair: pair[0])[1:] if pairs else None
 
 
 def _cut(text: str, rng: np.random.Generator) -> str:

@@ -81,8 +81,8 @@ class Result:
 #   left out: C4's "{" (dictionaries in examples), "ends in a full stop" (signatures do not), "three
 #     sentences" (fields have no full stop);
 #   wider, after a look at what they dropped: mean word length 12 (`ignore_index=True`), words with
-#     a letter 0.6 (operators, numbers), repeated n-grams 3 times (at 1.5 times, 5-grams alone dropped 29 %
-#     of the text, the longest and best pages: every parameter is described again), repeated
+#     a letter 0.6 (operators, numbers), repeated n-grams 3 times (at 1.5 times, 5-grams alone
+#     dropped 29 % of the text, the best pages: every parameter is described again), repeated
 #     lines 1.5 times and 0.3 of the characters ("Returns:"), short lines 0.8, newlines 0.5 a word;
 #   as published: word count, symbols, bullets, ellipses, stop words, lines that end a sentence.
 _PYDOCS = Recipe(

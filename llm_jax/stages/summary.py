@@ -25,7 +25,7 @@ DEFINITIONS = {
   "relevance": "character n-gram F1 with the true answer, mean over n = 1 to 6",
   "relevance_shuffled": "the same, with another question's answer: what style alone is worth",
   "difference": "relevance minus shuffled relevance: what is about the question",
-  "form": "mean of: ends by itself, one full sentence, no repeated word pair, length near the truth",
+  "form": "mean of: ends by itself, full sentence, no repeated word pair, length near the truth's",
   "end_rate": "answers that stop by themselves",
   "reward": "raw score of the reward model that PPO was trained on",
   "kl": "log pi/pi_sft (k1) summed over an answer's tokens, at the sampling temperature, in nats",

@@ -1,5 +1,6 @@
 """Preference pairs: four kinds of rejected answers, each worse by the gold score."""
 
+import numpy as np
 import pytest
 
 from llm_jax.data import gold, preferences
@@ -15,7 +16,7 @@ def asked(count):
   ]
 
 
-SAMPLES = [[Answer("Return item."), Answer("Return the list of items.", False)]] * 8
+SAMPLES = [[Answer("Return item."), Answer("Return list."), Answer("Return it.", False)]] * 8
 
 
 def test_every_question_gets_a_pair_of_each_kind():
@@ -32,6 +33,21 @@ def test_the_chosen_answer_always_has_the_higher_gold_score():
     )
     assert (pair.gold_chosen, pair.gold_rejected) == (mine, theirs)
     assert mine > theirs
+
+
+def test_length_alone_does_not_tell_the_better_sample():
+  words = "Return item number and the list of all items in it.".split()
+  rng = np.random.default_rng(0)
+  samples = [[Answer(" ".join(rng.choice(words, n))) for n in range(2, 10)] for _ in range(400)]
+  pairs = preferences.build(asked(400), samples, seed=0)
+  gaps = [
+    len(p.chosen.text.split()) - len(p.rejected.text.split())
+    for p in pairs
+    if p.kind == "sft_sample"
+  ]
+  longer, shorter = (sum(np.sign(gap) == sign for gap in gaps) for sign in (1, -1))
+  assert len(gaps) > 300
+  assert 0.4 < longer / (longer + shorter) < 0.6
 
 
 def test_samples_that_score_alike_make_no_pair():

@@ -1,0 +1,89 @@
+"""A prepared corpus of a toy language, and a chain of tiny stages trained on it once."""
+
+import json
+
+import pytest
+
+from llm_jax import config
+from llm_jax.data import packing, questions, tokenizer
+from llm_jax.stages import ppo, preferences, pretrain, reward, sft
+
+VERBS = ("Return", "Count", "Delete", "Sort")
+NOUNS = ("rows", "files", "names", "items", "words", "links")
+SHAPE = config.Model(dim=32, layers=1, heads=2)
+
+
+def asked(split, count=24):
+  pairs = [(verb, noun) for verb in VERBS for noun in NOUNS]
+  return [
+    questions.Question(
+      f"{split}.{verb}_{noun}",
+      f"{verb}_{noun}",
+      f"What does {verb.lower()} {noun} do?\n{verb.lower()}_{noun}(x)",
+      f"{verb} all the {noun} of a {split} table.",
+      f"{verb.lower()}_{noun}(x)",
+      f"https://docs.invalid/{split}",
+    )
+    for verb, noun in pairs[:count]
+  ]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+  path = tmp_path_factory.mktemp("prepared")
+  texts = {
+    split: [f"{q.heading}\n{q.answer}" for q in asked(split)] for split in ("train", "validation")
+  }
+  coder = tokenizer.train(texts["train"], path / "tokenizer", 300)
+  splits = {}
+  (path / "questions").mkdir()
+  for split, documents in texts.items():
+    rows = [[coder.bos_id, *ids, coder.eos_id] for ids in coder.encode_batch(documents)]
+    packing.write_tokens(path / "tokens" / f"{split}.array_record", rows, coder.vocab_size)
+    size = sum(len(d.encode()) for d in documents)
+    tokens = sum(len(row) - 1 for row in rows)
+    splits[split] = {"documents": len(documents), "bytes": size, "tokens": tokens}
+    questions.write(path / "questions" / f"{split}.jsonl", asked(split))
+  (path / "manifest.json").write_text(json.dumps({"splits": splits}))
+  return path
+
+
+def tiny(make, prepared, **fields):
+  """A stage's config cut to a few steps on eight devices."""
+  cfg = make(prepared=str(prepared), **fields)
+  for name, value in {"steps": 4, "batch": 8, "length": 96, "log_every": 2}.items():
+    setattr(cfg, name, fields.get(name, value))
+  cfg.eval_every, cfg.checkpoint_every = 2, 2
+  return cfg
+
+
+SAMPLING = config.Sampling(max_new=6)
+
+
+@pytest.fixture(scope="session")
+def root(prepared, tmp_path_factory):
+  """A directory with the runs `pretrain sft preferences reward ppo`."""
+  path = tmp_path_factory.mktemp("runs")
+  (path / "prepare").symlink_to(prepared)
+  pretrain.run(tiny(config.Pretrain, prepared, model=SHAPE), path / "pretrain")
+  sft.run(tiny(config.Sft, prepared, init=str(path / "pretrain")), path / "sft")
+  preferences.run(
+    config.Preferences(
+      prepared=str(prepared),
+      init=str(path / "sft"),
+      questions=16,
+      validation_questions=8,
+      samples=3,
+      sampling=SAMPLING,
+    ),
+    path / "preferences",
+  )
+  pairs = {"init": str(path / "sft"), "preferences": str(path / "preferences")}
+  reward.run(tiny(config.Reward, prepared, **pairs), path / "reward")
+  ppo.run(ppo_config(prepared, path), path / "ppo")
+  return path
+
+
+def ppo_config(prepared, path, **fields):
+  roles = {"init": str(path / "sft"), "reward": str(path / "reward")}
+  return tiny(config.Ppo, prepared, sampling=SAMPLING, rollouts=16, **roles, **fields)

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -38,20 +38,30 @@ def main(
   stage: str,
   argv: Sequence[str] | None = None,
   after: Callable[[str], None] | None = None,
+  *,
+  config: str = "",
+  swap: Mapping[str, Any] | None = None,
 ) -> None:
-  """Runs `llm_jax.stages.<stage>.run(cfg, workdir)` as the command line says, then exits.
+  """Runs `llm_jax.stages.<stage>.run(cfg, workdir, **swap)` as the command line says, then exits.
 
-  `after`, if given, is called with the workdir once the stage is done.
+  Args:
+    stage: name of the module in llm_jax.stages.
+    argv: the words, the program's name first; sys.argv if None.
+    after: called with the workdir once the stage is done.
+    config: the file with get_config() that --config stands for; "": configs/<stage>.py.
+    swap: what the stage takes in the place of its own parts, such as {"loss": a function}.
 
   Exit codes: 0 done, 1 unexpected error (with its traceback), 2 bad input (one line on stderr),
   130 interrupted.
   """
-  sys.exit(_guarded(stage, list(sys.argv if argv is None else argv), after))
+  words = list(sys.argv if argv is None else argv)
+  path = config or str(CONFIGS / f"{stage}.py")
+  sys.exit(_guarded(lambda: _launch(stage, words, path, after, dict(swap or {}))))
 
 
-def _guarded(stage: str, argv: list[str], after: Callable[[str], None] | None) -> int:
+def _guarded(run: Callable[[], None]) -> int:
   try:
-    _launch(stage, argv, after)
+    run()
   except UserError as error:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
@@ -64,8 +74,14 @@ def _guarded(stage: str, argv: list[str], after: Callable[[str], None] | None) -
   return 0
 
 
-def _launch(stage: str, argv: list[str], after: Callable[[str], None] | None) -> None:
-  path = _config_path(argv) or str(CONFIGS / f"{stage}.py")
+def _launch(
+  stage: str,
+  argv: list[str],
+  path: str,
+  after: Callable[[str], None] | None,
+  swap: dict[str, Any],
+) -> None:
+  path = _config_path(argv) or path
   default = load_config(path)
   if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
     print(usage(stage, default))
@@ -78,9 +94,9 @@ def _launch(stage: str, argv: list[str], after: Callable[[str], None] | None) ->
     return
   if not workdir:
     raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")
-  rundir.start(cfg, workdir, overrides, argv)
-  _quiet_libraries()
-  importlib.import_module(f"llm_jax.stages.{stage}").run(cfg, workdir)
+  with rundir.launch(cfg, workdir, overrides, argv):
+    _quiet_libraries()
+    importlib.import_module(f"llm_jax.stages.{stage}").run(cfg, workdir, **swap)
   if after:
     after(workdir)
 

@@ -4,14 +4,16 @@ python -m experiments.custom_loss --workdir=runs/custom_loss
 (from the fine-tuned model and the preferences that `make quickstart` wrote)
 """
 
-import sys
+from configs import dpo
+from experiments import _launch
+from llm_jax import config
 
-from absl import app, flags
 
-from llm_jax import config, rundir
-from llm_jax.errors import UserError
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written.", required=True)
+def get_config() -> config.Dpo:
+  """Returns the published DPO, under the name of the loss below."""
+  cfg = dpo.get_config()
+  cfg.loss = "capped"
+  return cfg
 
 
 def capped(chosen, rejected, beta: float = 0.1, cap: float = 2.0):
@@ -21,19 +23,6 @@ def capped(chosen, rejected, beta: float = 0.1, cap: float = 2.0):
   return -jax.nn.log_sigmoid(jax.numpy.minimum(beta * (chosen - rejected), cap))
 
 
-def main(argv: list[str]) -> int:
-  """Runs the DPO stage with the function above in the place of `config.loss`."""
-  from llm_jax.stages import dpo
-
-  try:
-    cfg = config.Dpo(loss="capped")
-    rundir.start(cfg, _WORKDIR.value, {}, argv)
-    dpo.run(cfg, _WORKDIR.value, loss=capped)
-  except UserError as error:
-    print("error:", error, file=sys.stderr)
-    return 2
-  return 0
-
-
 if __name__ == "__main__":
-  app.run(main)
+  # In a script of one's own: llm_jax.stages.dpo.run(cfg, workdir, loss=capped).
+  _launch.main("dpo", config=__file__, swap={"loss": capped})

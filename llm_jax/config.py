@@ -132,6 +132,18 @@ class Sampling:
   top_p: float = 1.0
   max_new: int = 48
 
+  def validate(self) -> None:
+    """Checks the ranges.
+
+    Raises:
+      UserError: one line that names the fields.
+    """
+    if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new < 1:
+      raise UserError(
+        "config.temperature and config.top_k must not be negative, config.top_p in (0, 1] and "
+        f"config.max_new at least 1, got {dataclasses.asdict(self)}"
+      )
+
 
 @dataclasses.dataclass
 class Preferences:

@@ -1,5 +1,6 @@
 """A run's directory: its config, overrides and provenance, written once and compared ever after."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -10,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_jax.errors import UserError
@@ -20,6 +21,7 @@ PACKAGES = (
   "tensorflow-datasets", "sentencepiece", "trafilatura", "warcio", "ftfy", "xxhash",
 )  # fmt: skip
 MAX_DIFF = 200_000  # Characters of `git diff` kept.
+RECORDS = ("config.json", "overrides.json", "info.json")
 
 _SECRETS = (
   # name = value, where the name says that the value is a secret.
@@ -34,6 +36,35 @@ _SECRETS = (
   (re.compile(r"\b(hf_|gh[opsu]_|github_pat_|sk-|AKIA|xox[abp]-)[\w-]{12,}"), "[redacted]"),
   (re.compile(r"(://)[^/\s:@]+:[^/\s@]+@"), r"\1[redacted]@"),
 )
+
+
+@contextlib.contextmanager
+def launch(
+  cfg: Any,
+  workdir: str | os.PathLike[str],
+  overrides: Mapping[str, Any] | None = None,
+  argv: Sequence[str] = (),
+) -> Iterator[None]:
+  """`start`, then the stage in the block; a first launch refused by the stage leaves no trace.
+
+  If the block raises UserError, the directory held no run before and the block made no file in
+  it, then the records, empty directories and whatever `start` made are removed again: the
+  corrected command would otherwise be refused as another config. Any other file is progress,
+  and any other error may be resumed from; then everything stays.
+
+  Args and raises: those of `start`, and what the block raises.
+  """
+  path = pathlib.Path(workdir)
+  first = not any(os.path.lexists(path / name) for name in RECORDS)
+  before = set(path.rglob("*")) if first else set()
+  made = [p for p in (path, *path.parents) if not os.path.lexists(p)]
+  start(cfg, workdir, overrides, argv)
+  try:
+    yield
+  except UserError:
+    if first:
+      _forget(path, before, made)
+    raise
 
 
 def start(
@@ -109,6 +140,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + name] = value
   return flat
+
+
+def _forget(path: pathlib.Path, before: set[pathlib.Path], made: list[pathlib.Path]) -> None:
+  """Removes the records and the new directories, unless there is another new file."""
+  records = [path / name for name in RECORDS]
+  new = set(path.rglob("*")) - before - set(records)
+  if any(p.is_symlink() or not p.is_dir() for p in new):
+    return
+  for record in records:
+    record.unlink(missing_ok=True)
+  # Children before parents; one that somebody else fills meanwhile stays.
+  with contextlib.suppress(OSError):
+    for directory in [*sorted(new, reverse=True), *made]:
+      directory.rmdir()
 
 
 def _check_same(new: Mapping[str, Any], old: Any, path: pathlib.Path) -> None:

@@ -100,6 +100,33 @@ def test_a_stage_gets_the_overridden_config_and_the_workdir(tmp_path):
   assert 'config.loss is "ipo(beta=0.2)" there and "cross_entropy()" now' in other.stderr
 
 
+def test_a_refused_first_launch_does_not_stand_in_the_way_of_the_corrected_one(tmp_path):
+  workdir = f"--workdir={tmp_path / 'runs' / 'sft'}"
+  body = "if cfg.loss == 'typo()': raise UserError('no such loss')"
+  done = launch_stage(body, workdir, "--config.loss=typo()")
+  assert (done.returncode, done.stderr) == (2, "error: no such loss\n")
+  assert not list(tmp_path.iterdir())
+  done = launch_stage(body, workdir)
+  assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_loss_of_ones_own_trains_the_published_dpo(tmp_path):
+  read = json.JSONDecoder().raw_decode
+  mine, published = (read(launch(name, "--dry_run").stdout)[0] for name in ("custom_loss", "dpo"))
+  assert mine == published | {"loss": "capped"}
+  code = """
+import runpy, sys, types
+def run(cfg, workdir, *, loss): print(cfg.loss, cfg.steps, loss.__name__)
+sys.modules["llm_jax.stages.dpo"] = types.SimpleNamespace(run=run)
+runpy.run_module("experiments.custom_loss", run_name="__main__")
+"""
+  command = [sys.executable, "-c", code, f"--workdir={tmp_path}", "--config.steps=7"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.stdout, done.stderr) == ("capped 7 capped\n", "")
+  done = launch("custom_loss", "--wrkdir=x")
+  assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
 @pytest.mark.parametrize(
   ("body", "code", "stderr"),
   [

@@ -41,6 +41,54 @@ def test_another_stages_config_is_refused(tmp_path):
     rundir.start(config.Evaluate(), tmp_path)
 
 
+def refused(workdir, *files, cfg=None, error=UserError):
+  """A launch whose stage makes a directory and these files, then raises."""
+  with pytest.raises(error), rundir.launch(cfg or config.Sft(), workdir):
+    (workdir / "checkpoints" / "tmp").mkdir(parents=True, exist_ok=True)
+    for name in files:
+      (workdir / name).write_text("")
+    raise error("no such input")
+
+
+def test_a_refused_first_launch_leaves_no_trace(tmp_path):
+  refused(tmp_path / "runs" / "sft")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "notes.txt").write_text("mine")
+  refused(tmp_path)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "notes.txt"]
+  with rundir.launch(config.Sft(steps=7), tmp_path):
+    pass
+  assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("files", "error"), [(["checkpoints/1"], UserError), ([], RuntimeError), ([], KeyboardInterrupt)]
+)
+def test_progress_and_other_errors_keep_the_records(files, error, tmp_path):
+  refused(tmp_path / "run", *files, error=error)
+  assert {p.name for p in (tmp_path / "run").iterdir()} == {*rundir.RECORDS, "checkpoints"}
+
+
+def test_a_later_refused_launch_keeps_the_run(tmp_path):
+  rundir.start(config.Sft(), tmp_path)
+  refused(tmp_path)
+  assert len(json.loads((tmp_path / "info.json").read_text())) == 2
+  with pytest.raises(UserError, match="another config"):
+    with rundir.launch(config.Sft(steps=7), tmp_path):
+      pytest.fail("the block must not run")
+  assert (tmp_path / "config.json").exists()
+
+
+def test_a_refused_stage_of_a_pipeline_keeps_what_the_others_made(tmp_path):
+  with pytest.raises(UserError), rundir.launch(config.Pipeline(), tmp_path):
+    with rundir.launch(config.Sft(), tmp_path / "sft"):
+      (tmp_path / "sft" / "model.json").write_text("{}")
+    with rundir.launch(config.Dpo(), tmp_path / "dpo"):
+      raise UserError("no such loss")
+  assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*rundir.RECORDS, "sft"])
+
+
 def test_a_broken_config_file_is_named(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(UserError, match="config.json cannot be read as JSON"):

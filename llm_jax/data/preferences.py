@@ -81,6 +81,21 @@ def build(
   return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
+def plain(questions: Sequence[Question], samples: Sequence[Sequence[Answer]]) -> list[Pair]:
+  """A pair of the first two samples of every question, of kind `any_samples`, where they differ.
+
+  Nothing was chosen about them: the plainest measure of a reward model on a policy's answers.
+  """
+  pairs = []
+  for question, drawn in zip(questions, samples, strict=True):
+    first = drawn[:2]
+    scores = [gold.score(a.text, question.answer, a.ended).total for a in first]
+    if len(first) == 2 and scores[0] != scores[1]:
+      chosen, rejected = first if scores[0] > scores[1] else first[::-1]
+      pairs.append(_pair(question, chosen, rejected, "any_samples"))
+  return pairs
+
+
 def write(path: str | pathlib.Path, pairs: Iterable[Pair]) -> None:
   """Writes one JSON object a line."""
   with open(path, "w", encoding="utf-8") as f:

@@ -25,9 +25,10 @@ from llm_jax.report.markup import (
   table,
 )
 
+FIRST = 8  # Reasons shown at once; the rarer ones open on demand.
 EXAMPLES = 4  # Pages shown before and after extraction.
 SAMPLE = 600  # Characters of a dropped document.
-PAGE = 4000  # Characters of a page before or after extraction.
+PAGE = 4000  # Characters of a page before or after extraction; the recipe keeps no more.
 
 LEAD = (
   "Each row is a step of the preparation; the bars shrink as documents are removed. Look for one "
@@ -62,13 +63,22 @@ def _funnel(funnel: list[dict[str, Any]]) -> Html:
     dropped = _dropped(step)
     lost = sum(dropped.values())
     cells += [f"−{count(lost)}" if lost else "0", seconds(step.get("seconds"))]
-    body.append((step.get("step"), *cells))
+    cut = [f"{count(n)} {what}" for what, n in _positive(step, "edited").items()]
+    name = step.get("step")
+    if cut:
+      name = join((name, el("small", f"cut from pages: {', '.join(cut)}", cls="cut")))
+    body.append((name, *cells))
   head = ("Step", "Documents", "Bytes", "Tokens", "Dropped", "Time")
   return table(head, body, cls="stack funnel")
 
 
 def _dropped(step: dict[str, Any]) -> dict[str, float]:
-  found = branch(step, "dropped")
+  return _positive(step, "dropped")
+
+
+def _positive(step: dict[str, Any], key: str) -> dict[str, float]:
+  """The counts above zero, the largest first."""
+  found = branch(step, key)
   counts = {k: x for k, v in found.items() if (x := number(v)) is not None and x > 0}
   return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
@@ -90,12 +100,21 @@ def _reasons(summary: dict[str, Any], funnel: list[dict[str, Any]]) -> Html:
   for s in rest[:20]:
     head = el("span", el("b", s.get("reason")), f" in {s.get('step')}", cls="why")
     blocks.append(details(head, _sample(s), cls="reason"))
+  if len(blocks) > FIRST + 2:
+    rare = blocks[FIRST:]
+    blocks[FIRST:] = [details(f"{len(rare)} rarer reasons", *rare, cls="more")]
   return el("div", *blocks, cls="reasons")
 
 
 def _sample(sample: dict[str, Any]) -> Html:
-  name = el("p", el("code", clip(sample.get("id"), 200)), cls="source")
-  return join((name, el("pre", clip(sample.get("sample"), SAMPLE))))
+  name = el("code", clip(sample.get("url") or sample.get("id"), 200))
+  score = number(sample.get("score"))
+  twin = ""
+  if sample.get("kept"):
+    alike = f", similarity {real(score)}" if score is not None else ""
+    twin = el("span", f"kept instead: {clip(sample['kept'], 80)}{alike}")
+  text = clip(sample.get("sample"), SAMPLE)
+  return join((el("p", name, twin, cls="source"), el("pre", text or "(empty)")))
 
 
 def _before_after(summary: dict[str, Any]) -> Html:
@@ -107,7 +126,10 @@ def _before_after(summary: dict[str, Any]) -> Html:
     sides = []
     for key, title in (("before", "As it was fetched"), ("after", "What was kept")):
       text = page.get(key)
-      head = el("h4", title, el("small", f"{count(len(str(text or '')))} characters"))
+      length = len(str(text or ""))
+      amount = f"{count(length)} characters"
+      amount = f"the first {amount}" if length == PAGE else amount
+      head = el("h4", title, el("small", amount))
       sides.append(el("div", head, el("pre", clip(text, PAGE))))
     block = details(
       el("code", clip(page.get("url"), 200)), el("div", *sides, cls="sides"), cls="reason"

@@ -40,14 +40,19 @@ def frontier(run: Run) -> Html:
       figures.append(drawn)
   body = [el("div", *figures, cls="stills three") if figures else ""]
   if absent:
-    names = "policies.*.{kl,reward,gold}", "ppo/metrics.jsonl: objective/kl, objective/scores"
+    names = "policies.*.{kl,reward,gold}", "ppo/metrics.jsonl: objective/{kl,raw_scores}, gold/mean"
     body += [el("p", f"Not drawn: {'; '.join(absent)}.", cls="note"), missing(*names)]
   lead = join((LEAD, summary_of_kl(run)))
   return section("frontier", "Reward, gold score and KL", lead, *body)
 
 
-METRICS = {"kl": "objective/kl", "reward": "objective/scores", "gold": "gold/mean"}
-AXES = {"kl": "KL to SFT, nats per answer", "reward": "learned reward", "gold": "gold score"}
+# The raw scores have the unit of policies.*.reward; objective/scores are standardised.
+METRICS = {"kl": "objective/kl", "reward": "objective/raw_scores", "gold": "gold/mean"}
+AXES = {
+  "kl": "KL to SFT, nats per answer",
+  "reward": "learned reward, raw score",
+  "gold": "gold score",
+}
 
 
 def _draw(run: Run, x: str, y: str, title: str, note: str) -> Html | None:

@@ -10,7 +10,8 @@ from llm_jax.errors import UserError
 from llm_jax.report.markup import number
 
 ORDER = ("pretrain", "sft", "reward", "dpo", "ppo")
-RESERVED = ("step", "time")
+CLOCK = "time/unix"  # Seconds since 1970; rows of evaluations may lack it.
+RESERVED = ("step", CLOCK)
 
 
 @dataclasses.dataclass
@@ -93,20 +94,14 @@ def read_curves(path: Path, points: int) -> Curves:
 
 
 def _clock(rows: list[dict[str, Any]]) -> list[float]:
-  """Seconds since the first row; never backwards, though a resumed run starts its clock anew."""
-  out: list[float] = []
-  shift, last = 0.0, None
-  for row in rows:
-    now = number(row.get("time"))
-    if now is None:
-      now = last if last is not None else 0.0
-    if last is None:
-      # Small times count from the start of the stage already; large ones are a date.
-      shift = -now if now > 1e8 else 0.0
-    elif now < last:
-      shift += last - now
-    last = now
-    out.append(round(now + shift, 3))
+  """Seconds since the first row; never backwards, though a machine's clock may be set back."""
+  seen = [number(row.get(CLOCK)) for row in rows]
+  last = next((now for now in seen if now is not None), 0.0)
+  out, elapsed = [], 0.0
+  for now in seen:
+    if now is not None:
+      elapsed, last = elapsed + max(now - last, 0.0), now
+    out.append(round(elapsed, 3))
   return out
 
 

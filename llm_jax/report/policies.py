@@ -42,12 +42,11 @@ MEASURES = {
     "own minus another; 0 means ignoring the question",
     "real",
   ),
-  "control": ("Control", "the run's control for relevance", "real"),
   "form": ("Form", "how well the answer keeps the form of a true one", "real"),
   "gold": ("Gold score", "agreement with the true answer by a fixed rule", "real"),
   "reward": ("Reward", "score by the learned reward model (the proxy)", "real"),
   "kl": ("KL to SFT", "nats per answer", "real"),
-  "length": ("Length", "tokens per answer", "real"),
+  "length": ("Length", "words per answer", "real"),
 }
 
 LEAD = (
@@ -79,8 +78,7 @@ def _measures(run: Run, measured: dict[str, Any]) -> Html:
   for key, (title, meaning, unit) in MEASURES.items():
     cells = [_measure(measured[name], key, unit) for name in names]
     if all(cell == DASH for cell in cells):
-      if key != "control":
-        absent.append(f"policies.*.{key}")
+      absent.append(f"policies.*.{key}")
       continue
     meaning = dig(run.summary, f"definitions.{key}") or meaning
     body.append((join((el("span", title), el("small", meaning))), *cells))
@@ -88,7 +86,7 @@ def _measures(run: Run, measured: dict[str, Any]) -> Html:
   parts = [_policy_table(head, body)]
   parts.append(el("p", "± is one standard error.", cls="note"))
   if absent:
-    parts.append(missing(*(p for p in absent if p != "policies.*.difference")))
+    parts.append(missing(*absent))
   return join(parts)
 
 
@@ -102,10 +100,6 @@ def _policy_table(head: list[Any], body: list[tuple]) -> Html:
 
 def _measure(values: dict[str, Any], key: str, unit: str) -> Any:
   value, se = number(values.get(key)), number(values.get(f"{key}_se"))
-  if key == "difference":
-    own, other = number(values.get("relevance")), number(values.get("relevance_shuffled"))
-    if value is None and own is not None and other is not None:
-      value = own - other
   if value is None:
     return DASH
   show = percent if unit == "percent" else real

@@ -22,8 +22,9 @@ OTHERS = 40  # Panels of metrics without a place of their own, per stage.
 
 LEAD = (
   "Every stage of the run, on its own clock. Faint lines are the logged values, strong lines are "
-  "smoothed (the slider sets how much); dots are evaluations on held-out data. Move over a chart "
-  "to read values, drag to zoom, double-click to zoom out."
+  "smoothed (the slider sets how much; a curve of under 30 points stays as it is); dots are "
+  "evaluations on held-out data. Move over a chart to read values, drag to zoom, double-click to "
+  "zoom out."
 )
 
 STAGES = {
@@ -74,6 +75,7 @@ class Panel:
   hint: str = ""
   lines: tuple[tuple[str, float], ...] = ()
   zero: bool = False  # The axis starts at zero.
+  exact: bool = False  # Never smoothed: a schedule, not a measurement.
 
 
 def estimator(run: Run) -> str | None:
@@ -197,6 +199,7 @@ def _spec(
     "hint": panel.hint,
     "unit": panel.unit,
     "zero": panel.zero,
+    "exact": panel.exact,
     "series": series,
     "lines": [{"label": label, "value": value} for label, value in panel.lines],
   }
@@ -207,7 +210,9 @@ def _panels(run: Run, family: str, curves: Curves) -> tuple[list[Panel], list[Pa
   own = {"pretrain": _pretrain, "sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo}
   first = own[family](run, curves) if family else []
   # The mechanics are shown once in full; later stages repeat them on demand.
-  return (first + _common(), []) if family in ("", "pretrain") else (first, _common())
+  if family in ("", "pretrain"):
+    return first + _common(), _clockwork()
+  return first, _common() + _clockwork()
 
 
 def _pretrain(run: Run, curves: Curves) -> list[Panel]:
@@ -241,9 +246,17 @@ def _sft(run: Run, curves: Curves) -> list[Panel]:
 
 def _reward(run: Run, curves: Curves) -> list[Panel]:
   chance = (("chance", 0.5),)
+  prefix = "eval/accuracy/"
+  names = [name for name in curves.series if name.startswith(prefix)]
+  hues = ("stage", "dpo", "sft", "base", "ppo")
+  kinds = {
+    name: (name.removeprefix(prefix).replace("_", " "), hues[i % len(hues)])
+    for i, name in enumerate(names)
+  }
   return [
     Panel("Loss", {"loss": ("train", "stage")}),
     Panel("Accuracy", {"accuracy": ("train", "stage")}, "percent", lines=chance),
+    Panel("Accuracy by kind", kinds, "percent", "of the rejected answer, held out", chance),
     Panel("Margin", {"margin": ("train", "stage")}, hint="score of chosen − rejected"),
   ]
 
@@ -285,6 +298,8 @@ def _ppo(run: Run, curves: Curves) -> list[Panel]:
     Panel("Gold score", {"gold/mean": ("rollouts", "stage")}, hint="measured, not optimised"),
     Panel("Score − β·KL", {"objective/rlhf_reward": ("objective", "stage"),
                            "objective/non_score_reward": ("penalty only", "muted")}),
+    Panel("Raw score", {"objective/raw_scores": ("reward model", "stage")},
+          hint="as the reward model gives it"),
     Panel("Entropy", {entropy: ("policy", "stage")}, hint="nats"),
     Panel("Clip fraction", {"policy/clipfrac": ("policy", "stage"),
                             "val/clipfrac": ("critic", "muted")}, "percent"),
@@ -293,15 +308,23 @@ def _ppo(run: Run, curves: Curves) -> list[Panel]:
           hint="1 is a perfect critic"),
     Panel("Answers that end", {"rollout/end_rate": ("rollouts", "stage")}, "percent"),
     Panel("Answer length", {"rollout/length": ("rollouts", "stage")}, hint="tokens"),
-    Panel("KL coefficient", {"kl_coef": ("β", "stage")}),
+    Panel("KL coefficient", {"kl_coef": ("β", "stage")}, exact=True),
   ]  # fmt: skip
 
 
 def _common() -> list[Panel]:
   return [
-    Panel("Learning rate", {"lr": ("lr", "stage")}),
+    Panel("Learning rate", {"lr": ("lr", "stage")}, exact=True),
     Panel("Gradient norm", {"grad_norm": ("before clipping", "stage")}, zero=True),
-    Panel("Throughput", {"throughput/tokens_per_second": ("tokens/s", "stage")}, zero=True),
+    Panel("Throughput", {"time/tokens_per_second": ("tokens/s", "stage")}, zero=True),
+  ]
+
+
+def _clockwork() -> list[Panel]:
+  return [
+    Panel("Step", {"time/step": ("step", "stage")}, hint="seconds each", zero=True),
+    Panel("Waiting for data", {"time/data_share": ("share", "stage")}, "percent", zero=True),
+    Panel("Evaluation", {"time/eval": ("evaluation", "stage")}, hint="seconds each", zero=True),
   ]
 
 

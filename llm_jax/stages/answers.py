@@ -17,7 +17,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.stages import training
 from llm_jax.types import Batch, Params
 
-PROMPT_TOKENS = 64  # Room for a question; a longer one loses its oldest tokens.
+PROMPT_TOKENS = 64  # Room for a question and its markers; a longer one loses its oldest words.
 _ROWS = 256  # Rows per call of the sampler.
 
 
@@ -37,8 +37,8 @@ class Drawn:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-  """The tokens that a model sees before it answers."""
-  return chat.prompt(tokenizer, [{"role": "user", "content": prompt}])
+  """The tokens that a model sees before it answers, at most PROMPT_TOKENS."""
+  return chat.prompt(tokenizer, [{"role": "user", "content": prompt}], PROMPT_TOKENS)
 
 
 def draw(
@@ -62,10 +62,12 @@ def draw(
     sampling: temperature, truncation, length.
     seed: of the draws.
     samples: answers per prompt.
-    stop: a text that ends an answer as well (for a base model, which knows no turns).
+    stop: for a base model, which knows no turns: this text ends an answer, and so does the
+      document's end.
   """
   rows = [p for p in prompts for _ in range(samples)]
   root = jax.random.key(seed)
+  end_id = tokenizer.eos_id if stop else tokenizer.end_id
   rollouts = []
   for start in range(0, len(rows), _ROWS):
     part = rows[start : start + _ROWS]
@@ -74,17 +76,25 @@ def draw(
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(
       np.arange(start, start + _ROWS, dtype=np.uint32)
     )
-    out = jax.device_get(roll(model, params, tokenizer, tokens, mask, keys, sampling))
+    out = jax.device_get(roll(model, params, tokenizer, tokens, mask, keys, sampling, end_id))
     kept = len(part)
     rollouts.append(jax.tree.map(lambda x, n=kept: x[:n], out))
   rollout = jax.tree.map(lambda *x: np.concatenate(x), *rollouts)
-  texts = [_answer(tokenizer, rollout, i, stop) for i in range(len(rows))]
-  answers = [texts[i : i + samples] for i in range(0, len(rows), samples)]
+  said = texts(tokenizer, rollout, stop)
+  answers = [said[i : i + samples] for i in range(0, len(rows), samples)]
   return Drawn(answers, jax.device_get(rollout_to_batch(rollout)), rollout.ended)
 
 
-def roll(model, params, tokenizer, tokens, mask, keys, sampling: config.Sampling) -> Rollout:
-  """One call of the sampler with a config's settings."""
+def texts(tokenizer: Tokenizer, rollout: Rollout, stop: str = "") -> list[Answer]:
+  """The answer of each row of a rollout of host arrays; `stop` as in `draw`."""
+  rows = zip(rollout.tokens, rollout.mask, rollout.ended, strict=True)
+  return [_answer(tokenizer, tokens[mask > 0], bool(ended), stop) for tokens, mask, ended in rows]
+
+
+def roll(
+  model, params, tokenizer, tokens, mask, keys, sampling: config.Sampling, end_id: int | None = None
+) -> Rollout:
+  """One call of the sampler with a config's settings; `end_id` is by default the turn's end."""
   return sample(
     model,
     params,
@@ -95,14 +105,18 @@ def roll(model, params, tokenizer, tokens, mask, keys, sampling: config.Sampling
     temperature=sampling.temperature,
     top_k=sampling.top_k,
     top_p=sampling.top_p,
-    end_id=tokenizer.end_id,
+    end_id=tokenizer.end_id if end_id is None else end_id,
     pad_id=tokenizer.pad_id,
   )
 
 
 def logps_fn(model: Transformer, temperature: float = 1.0) -> Callable[[Params, Batch], jax.Array]:
-  """Returns a jitted (params, LM batch) -> [B, T] float32 log-probs of the targets, in nats."""
+  """Returns a jitted (params, LM batch) -> [B, T] float32 log-probs of the targets, in nats.
+
+  At temperature 0 they are those of temperature 1, as the sampler's are.
+  """
   apply = training.decoder_apply(model)
+  temperature = temperature if temperature > 0 else 1.0
 
   @jax.jit
   def logps(params: Params, batch: Batch) -> jax.Array:
@@ -124,9 +138,8 @@ def in_rows(fn: Callable[[Batch], jax.Array], batch: Batch, rows: int = _ROWS) -
   return np.concatenate(parts)
 
 
-def _answer(tokenizer: Tokenizer, rollout: Rollout, row: int, stop: str) -> Answer:
-  drawn = rollout.tokens[row][rollout.mask[row] > 0]
+def _answer(tokenizer: Tokenizer, drawn: np.ndarray, ended: bool, stop: str) -> Answer:
   text = tokenizer.decode([int(t) for t in drawn])
   if stop and stop in text.lstrip():
     return Answer(text.lstrip().split(stop)[0].strip(), True)
-  return Answer(text.strip(), bool(rollout.ended[row]))
+  return Answer(text.strip(), ended)

@@ -27,11 +27,11 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init")
-  runs.save_shape(workdir, start.shape)
   encoded = {
     split: pairs.encode(tokenizer, pairs.load(cfg.preferences, split, cfg.kinds), cfg.length)
     for split in ("train", "validation")
   }
+  runs.save_shape(workdir, start.shape)
   for split, rows in encoded.items():
     path = pathlib.Path(workdir) / f"reference-{split}.npz"
     reference = annotate(start, rows, cfg.length, path)
@@ -58,6 +58,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
       lambda: pairs.in_order(encoded["validation"], cfg.length, cfg.batch),
     ),
     place=place,
+    row_tokens=2 * cfg.length,
   )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.models import heads
 from llm_jax.stages import answers, pairs, pretrain, reward, runs, scores
 from llm_jax.stages.answers import Drawn
+from llm_jax.train import checkpoint
 from llm_jax.train.metrics import read as read_metrics
 
 # What a base model can be asked with: the question itself, or the start of a page.
@@ -26,22 +28,27 @@ BASE_PROMPTS = {
 }
 
 
+INPUTS = ("pretrain", "sft", "reward", "reward_shuffled", "dpo", "ppo")
+
+
 def run(cfg: config.Evaluate, workdir: str) -> dict:
   """Measures base, SFT, DPO and PPO models; writes and returns `evaluate.json`.
 
   Every policy answers the same held-out questions, `cfg.samples` times each. KL is to the SFT
   model, log pi/pi_sft (k1) summed over the tokens of the policy's own answers, in nats.
   """
-  out = pathlib.Path(workdir) / "evaluate.json"
+  out, root = pathlib.Path(workdir) / "evaluate.json", pathlib.Path(cfg.run)
+  inputs = {name: checkpoint.fingerprint(root / name) for name in INPUTS}
   if out.exists():
-    return json.loads(out.read_text())
-  root = pathlib.Path(cfg.run)
+    summary = json.loads(out.read_text())
+    if summary["inputs"] == inputs:
+      return summary
   bench = Bench.load(cfg, root)
   drawn = {"base": bench.best_base(runs.load(str(root / "pretrain"), "run"))}
   for name in ("sft", "dpo", "ppo"):
-    if (root / name / "model.json").exists():
-      drawn[name] = bench.ask(name, cfg.seed)
-  again = bench.ask("sft", cfg.seed + 1)
+    if inputs[name]:
+      drawn[name] = bench.ask(name)
+  again = bench.ask("sft", "again")
   golds = {name: bench.golds(d) for name, d in drawn.items()}
   summary = {
     "policies": {name: bench.measure(name, d) for name, d in drawn.items()},
@@ -53,6 +60,7 @@ def run(cfg: config.Evaluate, workdir: str) -> dict:
     "answers": bench.examples(drawn, golds),
     "next_token": next_tokens(root, bench),
     "base_prompt": bench.base_prompt,
+    "inputs": inputs,
   }
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_suffix(".tmp")
@@ -64,14 +72,15 @@ def run(cfg: config.Evaluate, workdir: str) -> dict:
 def win_rate(mine: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
   """How often one policy's answer has the higher gold score, a tie counting one half.
 
-  Sample j of a question meets sample j of the other policy's. The standard error is over
+  Every sample of a question meets every sample of the other policy's. The standard error is over
   questions, for samples of one question are not independent.
 
   Args:
     mine: [Q, n] gold scores.
-    theirs: [Q, n].
+    theirs: [Q, m], of draws with another seed.
   """
-  wins_Q = ((mine > theirs) + 0.5 * (mine == theirs)).mean(1)
+  a_Qn1, b_Q1m = mine[:, :, None], theirs[:, None, :]
+  wins_Q = ((a_Qn1 > b_Q1m) + 0.5 * (a_Qn1 == b_Q1m)).mean((1, 2))
   return {"rate": float(wins_Q.mean()), "se": _standard_error(wins_Q), "n": int(mine.size)}
 
 
@@ -83,7 +92,7 @@ class Bench:
     cfg: the configuration.
     root: the pipeline's directory.
     tokenizer: of all models.
-    questions: held out from every stage.
+    questions: held out from all training.
     others: for each question, another one's answer: the control of relevance.
     judge: the reward model.
     sft: the reference.
@@ -110,16 +119,16 @@ class Bench:
       runs.tokenizer(prepared),
       questions,
       gold.shuffled([q.answer for q in questions], cfg.seed),
-      runs.load(str(root / "reward"), "run"),
+      runs.load(str(root / "reward"), "run", reward=True),
       runs.load(str(root / "sft"), "run"),
     )
 
-  def ask(self, name: str, seed: int) -> Drawn:
-    """The answers of a fine-tuned policy."""
+  def ask(self, name: str, draw: str = "") -> Drawn:
+    """The answers of a fine-tuned policy; each policy, and each `draw`, has a seed of its own."""
+    seed = zlib.crc32(f"{self.cfg.seed} {name} {draw}".encode())
     policy = runs.load(str(self.root / name), "run")
-    params = policy.params["policy"] if "policy" in policy.params else policy.params
     prompts = [answers.prompt_tokens(self.tokenizer, q.prompt) for q in self.questions]
-    return self._draw(policy.model, params, prompts, seed)
+    return self._draw(policy.model, policy.params, prompts, seed)
 
   def best_base(self, base: runs.Run) -> Drawn:
     """The base model's answers with the prompt that gives it the highest relevance.
@@ -174,15 +183,16 @@ class Bench:
     words_N = np.array(
       [len(p.chosen.text.split()) - len(p.rejected.text.split()) for p in held_out]
     )
+    spread = margin_N.std() * words_N.std()
     out = {
       "accuracy": reward.accuracies(held_out, margin_N),
       "calibration": calibration(margin_N),
-      "length_correlation": float(np.corrcoef(margin_N, words_N)[0, 1]),
+      "length_correlation": float(np.corrcoef(margin_N, words_N)[0, 1]) if spread > 0 else 0.0,
       "pairs": len(held_out),
     }
     control = self.root / "reward_shuffled"
     if (control / "model.json").exists():
-      params = runs.load(str(control), "run").params
+      params = runs.load(str(control), "run", reward=True).params
       out["shuffled"] = reward.accuracies(
         held_out, margins(params, self.tokenizer, held_out, length)
       )
@@ -230,7 +240,6 @@ class Bench:
 
   def _kl(self, name: str, drawn: Drawn) -> np.ndarray:
     policy = runs.load(str(self.root / name), "run").params
-    policy = policy["policy"] if "policy" in policy else policy
     logps = answers.logps_fn(self.sft.model, self.cfg.sampling.temperature)
     mine, theirs = (
       answers.in_rows(lambda part, p=p: logps(p, part).sum(1), drawn.batch)

@@ -41,23 +41,28 @@ class OnlineFeed:
     self._iteration = 0
     self._used = 0  # Minibatches of this iteration that were handed out.
     self._rollout: Batch | None = None
-    self._metrics: dict[str, float] = {}
+    self._sums: dict[str, float] = {}  # Of the rollouts since `metrics` was last called.
+    self._count = 0
     self._stopped = False
 
   def next(self, state: TrainState) -> Batch:
     """The next minibatch; samples a new rollout when the last one is used up."""
-    if self._rollout is None or self._stopped or self._used >= self._count():
+    if self._rollout is None or self._stopped or self._used >= self._minibatches():
       if self._rollout is not None:
         self._iteration += 1
-      self._rollout, self._metrics = self.collect(state, self._iteration, self.carried)
+      self._rollout, metrics = self.collect(state, self._iteration, self.carried)
       self._used, self._stopped = 0, False
+      self._sums = {name: self._sums.get(name, 0.0) + value for name, value in metrics.items()}
+      self._count += 1
     index = self._order(self._used)
     self._used += 1
     return jax.tree.map(lambda x: x[index], self._rollout)
 
   def metrics(self) -> dict[str, float]:
-    """Metrics of the newest rollout."""
-    return self._metrics
+    """Means over the rollouts since the last call; empty if there was none."""
+    means = {name: total / self._count for name, total in self._sums.items()}
+    self._sums, self._count = {}, 0
+    return means
 
   def observe(self, step: int, metrics: dict[str, float]) -> None:
     """Stops an iteration whose last update went too far."""
@@ -74,21 +79,23 @@ class OnlineFeed:
       "used": self._used,
       "stopped": self._stopped,
       "carried": dict(self.carried),
-      "metrics": self._metrics,
+      "sums": self._sums,
+      "count": self._count,
       "rollout": rollout,
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Takes back what `get_state` gave."""
     self._iteration, self._used = state["iteration"], state["used"]
-    self._stopped, self._metrics = state["stopped"], dict(state["metrics"])
+    self._stopped = state["stopped"]
+    self._sums, self._count = dict(state["sums"]), state["count"]
     self.carried.update(state["carried"])
     self._rollout = state["rollout"] and {
       k: np.frombuffer(bytes.fromhex(data), dtype).reshape(shape)
       for k, (dtype, shape, data) in state["rollout"].items()
     }
 
-  def _count(self) -> int:
+  def _minibatches(self) -> int:
     return self.epochs * (len(self._rollout["tokens"]) // self.rows)
 
   def _order(self, used: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import resource
 import time
 from typing import Any
 
-from llm_jax import config, rundir
+from llm_jax import config, rundir, spec
+from llm_jax.errors import UserError
 from llm_jax.stages import summary
 
 # Stage directory -> module of the stage. `reward_shuffled` is the reward model's control.
@@ -26,23 +27,61 @@ ORDER = {
   "evaluate": "evaluate",
 }
 
+# Fields of a stage that the pipeline fills in.
+FILLED = ("seed", "prepared", "init", "preferences", "reward", "run")
+
 
 def run(cfg: config.Pipeline, workdir: str) -> dict[str, Any]:
   """Runs all stages and writes `summary.json`; finished stages are not run again."""
   root = pathlib.Path(workdir)
-  clock = Clock(root / "time.json")
+  check(cfg)
+  clock = Clock(root / "time.json", cfg.prepare.workers)
   for name, stage in connect(cfg, root).items():
     directory = root / name
-    rundir.start(stage, str(directory))
     module = importlib.import_module(f"llm_jax.stages.{ORDER[name]}")
     print(f"== {name}", flush=True)
-    with clock.measure(name):
+    with rundir.launch(stage, str(directory)), clock.measure(name):
       module.run(stage, str(directory))
   result = summary.build(cfg, root, clock)
   temporary = root / "summary.json.tmp"
   temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
   os.replace(temporary, root / "summary.json")
   return result
+
+
+def check(cfg: config.Pipeline) -> None:
+  """Finds what a late stage would refuse, before the first one takes its minutes.
+
+  Raises:
+    UserError: naming the field.
+  """
+  if cfg.prepare.source != "pydocs":
+    raise UserError(
+      f"config.prepare.source={cfg.prepare.source}: the pipeline asks questions, which only the "
+      "corpus pydocs has; for other sources run experiments.prepare and experiments.pretrain"
+    )
+  if cfg.pretrain.eval_every < 1:
+    raise UserError("config.pretrain.eval_every must be at least 1: the report needs its figure")
+  for name, module, spec_text in (
+    ("pretrain.loss", "token", cfg.pretrain.loss),
+    ("sft.loss", "token", cfg.sft.loss),
+    ("reward.loss", "preference", cfg.reward.loss),
+    ("dpo.loss", "preference", cfg.dpo.loss),
+    ("ppo.loss", "policy", cfg.ppo.loss),
+    ("ppo.value_loss", "policy", cfg.ppo.value_loss),
+  ):
+    try:
+      spec.resolve(spec_text, f"llm_jax.losses.{module}")
+    except UserError as error:
+      raise UserError(f"config.{name}: {error}") from error
+  for name in ORDER:
+    stage = getattr(cfg, name.removesuffix("_shuffled"))
+    usual = type(stage)()
+    for field in FILLED:
+      if getattr(stage, field, None) != getattr(usual, field, None):
+        raise UserError(
+          f"config.{name}.{field} is filled in by the pipeline: use config.seed and --workdir"
+        )
 
 
 def connect(cfg: config.Pipeline, root: pathlib.Path) -> dict[str, Any]:
@@ -72,27 +111,30 @@ def connect(cfg: config.Pipeline, root: pathlib.Path) -> dict[str, Any]:
 class Clock:
   """Seconds and peak memory by stage, kept in a file so that a resumed pipeline adds up."""
 
-  def __init__(self, path: pathlib.Path):
-    """Reads what an earlier attempt left at `path`."""
-    self._path = path
+  def __init__(self, path: pathlib.Path, workers: int = 1):
+    """Reads what an earlier attempt left at `path`; `workers` processes share a stage at most."""
+    self._path, self._workers = path, workers
     saved = json.loads(path.read_text()) if path.exists() else {}
     self.seconds: dict[str, float] = saved.get("seconds", {})
     self.peak_gib: float = saved.get("peak_gib", 0.0)
 
   @contextlib.contextmanager
   def measure(self, name: str):
-    """Adds the time of the block to `name`, also when it is cut short."""
-    begin = time.monotonic()
+    """Adds the time of the block to `name`, also when it is cut short by a signal."""
+    begin, refused = time.monotonic(), False
     try:
       yield
+    except UserError:
+      refused = True  # Bad input: nothing was done, nothing is recorded.
+      raise
     finally:
-      self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
-      # Linux counts in KiB; a child's peak counts too, for `prepare` has workers.
-      peaks = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-      ]
-      self.peak_gib = max(self.peak_gib, sum(peaks) / 2**20)
-      self._path.write_text(
-        json.dumps({"seconds": self.seconds, "peak_gib": self.peak_gib}, indent=2) + "\n"
-      )
+      if not refused:
+        self._record(name, time.monotonic() - begin)
+
+  def _record(self, name: str, seconds: float) -> None:
+    self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    # Linux counts in KiB. Of all children the largest is known: that many times is a bound.
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    self.peak_gib = max(self.peak_gib, (mine + self._workers * child) / 2**20)
+    rundir.write_json(self._path, {"seconds": self.seconds, "peak_gib": self.peak_gib})

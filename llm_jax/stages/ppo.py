@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from llm_jax import config, spec
-from llm_jax.data import batches
+from llm_jax.data import batches, gold
+from llm_jax.data.questions import Question
 from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.errors import UserError
 from llm_jax.generate import Rollout, rollout_to_batch
 from llm_jax.losses import objectives, returns
 from llm_jax.models import heads
@@ -76,6 +76,7 @@ def run(
     loaded={"policy": collect.reference, "critic": collect.normal.rescale(collect.judge)},
     feed=feed,
     place=collect.place,
+    row_tokens=answers.PROMPT_TOKENS + cfg.sampling.max_new - 1,
   )
 
 
@@ -99,7 +100,8 @@ class Collector:
   Attributes:
     cfg: the configuration.
     tokenizer: of all four models.
-    prompts: token lists to draw from.
+    questions: training questions to draw from; their true answers are only measured against.
+    prompts: their token lists.
     place: where the trained state lives.
     model: the decoder of policy and reference.
     shape: its configuration.
@@ -112,6 +114,7 @@ class Collector:
 
   cfg: config.Ppo
   tokenizer: Tokenizer
+  questions: Sequence[Question]
   prompts: Sequence[list[int]]
   place: parallel.Placement
   model: Transformer
@@ -130,12 +133,12 @@ class Collector:
       UserError: if one of them is missing.
     """
     tokenizer = runs.tokenizer(cfg.prepared)
-    start, judge = runs.load(cfg.init, "init"), runs.load(cfg.reward, "reward")
-    if "head" not in judge.params:
-      raise UserError(f"{cfg.reward} holds no reward model: set --config.reward")
-    prompts = [
-      answers.prompt_tokens(tokenizer, q.prompt) for q in runs.asked(cfg.prepared, "train")
-    ]
+    start, judge = runs.load(cfg.init, "init"), runs.load(cfg.reward, "reward", reward=True)
+    questions = runs.asked(cfg.prepared, "train")
+    prompts = [answers.prompt_tokens(tokenizer, q.prompt) for q in questions]
+    # Uncommitted device arrays: they follow the policy's placement and are sent only once.
+    start = start._replace(params=jax.device_put(start.params))
+    judge = judge._replace(params=jax.device_put(judge.params))
     score = score or scores.reward_model(heads.Scorer.from_config(judge.shape))
     first = answers.draw(
       start.model, start.params, tokenizer, prompts[:256], cfg.sampling, seed=cfg.seed
@@ -143,6 +146,7 @@ class Collector:
     return cls(
       cfg,
       tokenizer,
+      questions,
       prompts,
       place,
       start.model,
@@ -157,7 +161,8 @@ class Collector:
   def __call__(self, state: TrainState, iteration: int, carried: dict) -> tuple[Batch, dict]:
     """Returns (host batch, metrics); updates `carried["kl_coef"]` when it is adaptive."""
     cfg, params = self.cfg, self.place.unreplicate(state.params)
-    rollout = jax.device_get(self._sample(params["policy"], iteration))
+    chosen_B = self._choose(iteration)
+    rollout = jax.device_get(self._sample(params["policy"], chosen_B, iteration))
     batch = jax.device_get(rollout_to_batch(rollout))
     batch |= jax.device_get(self._annotate(params, batch))
     raw_B = self.score(self.judge, batch)
@@ -165,7 +170,11 @@ class Collector:
     ended_B = rollout.ended.astype(np.float32)
     labelled, metrics = jax.device_get(self._label(batch, scores_B, ended_B, carried["kl_coef"]))
     metrics = {name: float(value) for name, value in metrics.items()}
-    metrics["kl_coef"] = carried["kl_coef"]
+    metrics |= {
+      "kl_coef": carried["kl_coef"],
+      "objective/raw_scores": float(np.mean(raw_B)),
+      "gold/mean": self._gold(rollout, chosen_B),
+    }
     # What sampler and learner disagree on; both are exact here, so this is rounding.
     gap_BT = np.abs(batch["sampler_logps"] - batch["old_logps"]) * batch["mask"]
     metrics["rollout/logp_gap"] = float(gap_BT.max())
@@ -175,10 +184,22 @@ class Collector:
       carried["kl_coef"] = float(controller.update(carried["kl_coef"], kl, cfg.rollouts))
     return labelled, metrics
 
-  def _sample(self, policy: Params, iteration: int) -> Rollout:
+  def _choose(self, iteration: int) -> np.ndarray:
     rng = np.random.default_rng([self.cfg.seed, iteration])
-    chosen = rng.integers(len(self.prompts), size=self.cfg.rollouts)
-    tokens, mask = batches.prompt_batch([self.prompts[i] for i in chosen], answers.PROMPT_TOKENS)
+    return rng.integers(len(self.prompts), size=self.cfg.rollouts)
+
+  def _gold(self, rollout: Rollout, chosen_B: np.ndarray) -> float:
+    """Mean gold score of the rollout: what the reward model stands in for. Never trained on."""
+    drawn = answers.texts(self.tokenizer, rollout)
+    truths = (self.questions[i].answer for i in chosen_B)
+    scored = [
+      gold.score(answer.text, truth, answer.ended).total
+      for answer, truth in zip(drawn, truths, strict=True)
+    ]
+    return float(np.mean(scored))
+
+  def _sample(self, policy: Params, chosen_B: np.ndarray, iteration: int) -> Rollout:
+    tokens, mask = batches.prompt_batch([self.prompts[i] for i in chosen_B], answers.PROMPT_TOKENS)
     root = jax.random.fold_in(jax.random.key(self.cfg.seed), iteration)
     keys = jax.random.split(root, self.cfg.rollouts)
     return answers.roll(self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling)

@@ -1,12 +1,14 @@
 """Builds preference pairs: true answers against spoilt ones, and an SFT model's best and worst."""
 
+import collections
 import json
 import os
 import pathlib
 
-from llm_jax import config
+from llm_jax import config, rundir
 from llm_jax.data import preferences
 from llm_jax.stages import answers, runs
+from llm_jax.train import checkpoint
 
 
 def run(cfg: config.Preferences, workdir: str) -> dict[str, dict[str, int]]:
@@ -16,8 +18,11 @@ def run(cfg: config.Preferences, workdir: str) -> dict[str, dict[str, int]]:
   hold objects that no stage was trained on.
   """
   out = pathlib.Path(workdir)
+  inputs = {"init": checkpoint.fingerprint(cfg.init)}
   if (out / "counts.json").exists():
-    return json.loads((out / "counts.json").read_text())
+    done = json.loads((out / "counts.json").read_text())
+    if done["inputs"] == inputs:
+      return done["pairs"]
   out.mkdir(parents=True, exist_ok=True)
   tokenizer = runs.tokenizer(cfg.prepared)
   policy = runs.load(cfg.init, "init")
@@ -34,10 +39,12 @@ def run(cfg: config.Preferences, workdir: str) -> dict[str, dict[str, int]]:
       samples=cfg.samples,
     )
     pairs = preferences.build(questions, drawn.answers, cfg.seed)
+    if split == "validation":
+      pairs += preferences.plain(questions, drawn.answers)
     temporary = out / f"{split}.jsonl.tmp"
     preferences.write(temporary, pairs)
     os.replace(temporary, out / f"{split}.jsonl")
-    counts[split] = {k: sum(p.kind == k for p in pairs) for k in preferences.KINDS}
+    counts[split] = dict(collections.Counter(pair.kind for pair in pairs))
   # Written last: its presence says that the pairs are complete.
-  (out / "counts.json").write_text(json.dumps(counts, indent=2) + "\n")
+  rundir.write_json(out / "counts.json", {"inputs": inputs, "pairs": counts})
   return counts

@@ -26,7 +26,6 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   tokenizer = runs.tokenizer(cfg.prepared)
   shape = dataclasses.replace(cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size)
   model = Transformer.from_config(shape)
-  runs.save_shape(workdir, shape)
   tokens = pathlib.Path(cfg.prepared) / "tokens"
   place = parallel.make(cfg.mesh)
   feed = loop.IteratorFeed(
@@ -43,6 +42,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
     nll = float(measure(params)["nll"].value)
     return {"loss": nll, "bits_per_byte": nll / math.log(2) * ratio}
 
+  runs.save_shape(workdir, shape)
   return training.train(
     cfg,
     workdir,
@@ -59,6 +59,13 @@ def validation_batches(cfg: config.Stage, limit: int = 0):
   path = pathlib.Path(cfg.prepared) / "tokens" / "validation.array_record"
   stream = batches.pack_documents(path, cfg.length, cfg.batch, seed=0, epochs=1)
   return itertools.islice(stream, limit or None)
+
+
+def tokens_seen(cfg: config.Pretrain, prepared: str, seed: int) -> int:
+  """Targets that a run of `cfg` is trained on, padding not counted."""
+  path = pathlib.Path(prepared) / "tokens" / "train.array_record"
+  stream = batches.pack_documents(path, cfg.length, cfg.batch, seed)
+  return int(sum(batch["mask"].sum() for batch in itertools.islice(stream, cfg.steps)))
 
 
 def tokens_per_byte(prepared: str) -> float:

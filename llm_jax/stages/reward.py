@@ -23,7 +23,6 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init")
-  runs.save_shape(workdir, start.shape)
   train = pairs.load(cfg.preferences, "train", cfg.kinds)
   if cfg.shuffle_labels:
     train = flip(train, cfg.seed)
@@ -39,6 +38,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
       f"accuracy/{kind}": accuracy for kind, accuracy in accuracies(held_out, margin_N).items()
     }
 
+  runs.save_shape(workdir, start.shape)
   return training.train(
     cfg,
     workdir,
@@ -50,6 +50,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
     ),
     evaluate=evaluate,
     place=place,
+    row_tokens=2 * cfg.length,
   )
 
 

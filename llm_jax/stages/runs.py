@@ -54,7 +54,12 @@ def asked(prepared: str, split: str) -> list[questions.Question]:
     raise UserError(
       f"{path} is missing: only a corpus prepared with --config.source=pydocs has questions"
     )
-  return questions.read(path)
+  found = questions.read(path)
+  if len(found) < 2:
+    raise UserError(
+      f"{path} has {len(found)} questions, two are needed: prepare more text (a larger max_bytes)"
+    )
+  return found
 
 
 def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
@@ -64,11 +69,16 @@ def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
   path.write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
 
 
-def load(directory: str, field: str) -> Run:
+def load(directory: str, field: str, reward: bool = False) -> Run:
   """Loads the newest checkpoint of a run, for the config field that named it.
 
+  Args:
+    directory: of the run.
+    field: names the remedy in an error.
+    reward: a reward model is wanted, not a decoder.
+
   Raises:
-    UserError: if the directory holds no finished run.
+    UserError: if the directory holds no trained model, or one of the other kind.
   """
   path = pathlib.Path(directory)
   if not (path / "model.json").exists():
@@ -78,4 +88,9 @@ def load(directory: str, field: str) -> Run:
     )
   shape = config.Model(**json.loads((path / "model.json").read_text()))
   params = checkpoint.load_params(path / "checkpoints")
+  if "policy" in params:  # A PPO run: its critic is of no use to a later stage.
+    params = params["policy"]
+  if ("decoder" in params) != reward:
+    wanted = "a reward model" if reward else "a language model"
+    raise UserError(f"{directory} does not hold {wanted}: set --config.{field}")
   return Run(Transformer.from_config(shape), params, shape)

@@ -20,7 +20,6 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init")
-  runs.save_shape(workdir, start.shape)
   train, held_out = (
     [example(tokenizer, q, cfg.length) for q in runs.asked(cfg.prepared, split)]
     for split in ("train", "validation")
@@ -31,6 +30,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     place,
     lambda: batches.pack_examples(held_out, cfg.length, cfg.batch),
   )
+  runs.save_shape(workdir, start.shape)
   return training.train(
     cfg,
     workdir,

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def build(cfg: config.Pipeline, root: pathlib.Path, clock) -> dict[str, Any]:
   figures = {
     "version": llm_jax.__version__,
     "seed": cfg.seed,
-    "command": f"python -m experiments.pipeline --workdir={root} --config.seed={cfg.seed}",
+    "command": _command(root),
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "machine": {
       "cores": len(os.sched_getaffinity(0)),
@@ -73,19 +74,36 @@ def _pretrain(cfg: config.Pipeline, root: pathlib.Path) -> dict[str, float]:
   measured = evaluate.bits_per_byte(root)
   return {
     "parameters": count_parameters(base.params),
-    "tokens": cfg.pretrain.steps * cfg.pretrain.batch * cfg.pretrain.length,
+    "tokens": pretrain.tokens_seen(cfg.pretrain, str(root / "prepare"), cfg.seed),
     "bits_per_byte": measured,
     "unigram_bits_per_byte": unigram,
     "reduction": 1 - measured / unigram,
   }
 
 
+def _command(root: pathlib.Path) -> str:
+  """The command of the launch that ended the run."""
+  launches = json.loads((root / "info.json").read_text()) if (root / "info.json").exists() else []
+  words = launches[-1]["command"][1:] if launches else []
+  return " ".join(["python -m experiments.pipeline", *map(shlex.quote, words)])
+
+
 def _check(
   name: str, target: str, value: Callable[[dict], float], holds: Callable[[float], bool]
 ) -> Callable[[dict], dict]:
   def check(figures: dict) -> dict:
-    x = value(figures)
-    return {"name": name, "target": target, "value": x, "pass": bool(holds(x))}
+    try:
+      x = value(figures)
+    except (KeyError, ZeroDivisionError):
+      x = math.nan
+    # What could not be measured did not hold, and JSON knows no NaN.
+    known = math.isfinite(x)
+    return {
+      "name": name,
+      "target": target,
+      "value": x if known else None,
+      "pass": known and bool(holds(x)),
+    }
 
   return check
 
@@ -95,7 +113,7 @@ def _gain(policy: str, field: str, over: str = "sft") -> Callable[[dict], float]
 
 
 def _accuracy(kind: str, table: str = "accuracy") -> Callable[[dict], float]:
-  return lambda s: s["reward"].get(table, {}).get(kind, math.nan)
+  return lambda s: s["reward"][table][kind]
 
 
 # What a sound run shows, with the figure's name as a reader would say it.

@@ -1,17 +1,21 @@
 """What every training stage does around its objective: state, step, loop, evaluation."""
 
 import pathlib
+import traceback
 from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import config
+from llm_jax import config, losses
+from llm_jax.errors import UserError
 from llm_jax.models.transformer import Transformer
 from llm_jax.train import loop, optim, parallel
 from llm_jax.train.step import make_eval_step, make_train_step, state_maker
 from llm_jax.types import Apply, Batch, LossFn, Mean, Outputs, Params, TrainState
+
+_LOSSES = str(pathlib.Path(losses.__file__).parent)
 
 
 def decoder_apply(model: Transformer, train: bool = False) -> Apply:
@@ -37,6 +41,7 @@ def train(
   place: parallel.Placement,
   loaded: Params | None = None,
   evaluate: Callable[[Params], dict[str, float]] | None = None,
+  row_tokens: int = 0,
 ) -> TrainState:
   """Trains on `feed`; returns the final state.
 
@@ -49,27 +54,36 @@ def train(
     place: where arrays live.
     loaded: parameters of an earlier stage, which replace the new ones.
     evaluate: parameters as placed -> metrics, every `cfg.eval_every` steps.
+    row_tokens: places in a row of a batch, for the throughput; 0: `cfg.length`.
+
+  Raises:
+    UserError: if a loss does not fit the objective or the batch.
   """
   tx = optim.make(cfg.optimizer, cfg.steps)
   step = place.compile(make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name))
   given = () if loaded is None else (loaded,)
   state = place.init(state_maker(make_params, tx), jax.random.key(cfg.seed), *given)
-  return loop.fit(
-    step,
-    state,
-    feed,
-    place=place,
-    workdir=workdir,
-    steps=cfg.steps,
-    log_every=cfg.log_every,
-    eval_every=cfg.eval_every,
-    evaluate=evaluate and (lambda state: evaluate(state.params)),
-    checkpoint_every=cfg.checkpoint_every,
-    keep=cfg.keep,
-    tokens_per_step=cfg.batch * cfg.length,
-    name=pathlib.Path(workdir).name,
-    schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
-  )
+  try:
+    return loop.fit(
+      step,
+      state,
+      feed,
+      place=place,
+      workdir=workdir,
+      steps=cfg.steps,
+      log_every=cfg.log_every,
+      eval_every=cfg.eval_every,
+      evaluate=evaluate and (lambda state: evaluate(state.params)),
+      checkpoint_every=cfg.checkpoint_every,
+      keep=cfg.keep,
+      tokens_per_step=cfg.batch * (row_tokens if row_tokens else cfg.length),
+      name=pathlib.Path(workdir).name,
+      schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
+    )
+  except ValueError as error:
+    if _raised_by_losses(error):
+      raise UserError(f"config.loss={cfg.loss}: {error}") from error
+    raise
 
 
 def initializer(module: nn.Module) -> Callable[[jax.Array], Params]:
@@ -103,3 +117,8 @@ def metrics_on(
     return {name: float(mean.value) for name, mean in measure(params).items()}
 
   return evaluate
+
+
+def _raised_by_losses(error: Exception) -> bool:
+  """Whether the innermost frame is the loss library's: what does not fit is the user's loss."""
+  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_LOSSES)

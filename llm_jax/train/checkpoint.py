@@ -126,6 +126,16 @@ def latest_step(directory: str | os.PathLike) -> int | None:
   return max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=None)
 
 
+def fingerprint(directory: str | os.PathLike) -> str:
+  """Returns what changes when the newest checkpoint of a workdir does; "" if there is none."""
+  path = pathlib.Path(directory) / "checkpoints"
+  step = latest_step(path)
+  if step is None:
+    return ""
+  manifest = path / str(step) / _MANIFEST
+  return f"{step}:{_sha256(manifest)}" if manifest.exists() else f"{step}:"
+
+
 def load_params(directory: str | os.PathLike) -> Params:
   """Returns the parameters of a directory's newest checkpoint: nested dicts of numpy arrays.
 

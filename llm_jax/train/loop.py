@@ -171,7 +171,7 @@ def fit(
             run.evaluate(step, evaluate, state)
           if step % checkpoint_every == 0 or last or stop:
             run.save(step, state, checkpoints)
-          if stop and not last:
+          if stop:
             run.leave(stop, step, steps)
   return state
 

@@ -70,13 +70,15 @@ def _data() -> dict:
   ]  # fmt: skip
   keys = ("step", "documents", "bytes", "tokens", "seconds", "dropped")
   return {
-    "funnel": [dict(zip(keys, row, strict=True)) for row in funnel],
+    "funnel": [dict(zip(keys, row, strict=True)) | {"edited": {}} for row in funnel[:-1]]
+    + [dict(zip(keys, funnel[-1], strict=True)) | {"edited": {"paragraphs": 16_252}}],
     "drop_samples": [
       {"id": "pydoc:xml.etree", "step": "filters", "reason": "too short",
        "sample": "xml.etree - package\n\nPACKAGE CONTENTS"},
       {"id": "pydoc:opcode#tables", "step": "filters", "reason": "symbol lines",
        "sample": "0x00 | NOP | -- | --\n0x01 | POP_TOP | -1 | --"},
       {"id": "pydoc:posixpath.join", "step": "exact duplicates", "reason": "same text",
+       "url": "https://docs.invalid/posixpath.html", "kept": "37004b416cb0", "score": 1.0,
        "sample": "join(a, *p)\n    Join two or more pathname components, inserting '/' as needed."},
     ],
     "before_after": [
@@ -124,14 +126,24 @@ def _answers(rng: random.Random) -> list:
 
 
 def _policies() -> dict:
-  keys = ("end_rate", "relevance", "relevance_shuffled", "form", "gold", "reward", "kl", "length")
+  keys = (
+    "end_rate",
+    "relevance",
+    "relevance_shuffled",
+    "difference",
+    "form",
+    "gold",
+    "reward",
+    "kl",
+    "length",
+  )
   table = {
-    "base": (0.031, 0.112, 0.094, 0.18, 0.041, -2.61, 38.2, 47.1),
-    "sft": (0.962, 0.318, 0.121, 0.83, 0.262, 0.02, 0.0, 17.4),
-    "dpo": (0.941, 0.371, 0.118, 0.86, 0.331, 1.12, 7.9, 19.8),
-    "ppo": (0.988, 0.349, 0.120, 0.88, 0.304, 1.47, 5.2, 16.1),
+    "base": (0.031, 0.112, 0.094, 0.018, 0.18, 0.041, -2.61, 38.2, 47.1),
+    "sft": (0.962, 0.318, 0.121, 0.197, 0.83, 0.262, 0.02, 0.0, 17.4),
+    "dpo": (0.941, 0.371, 0.118, 0.253, 0.86, 0.331, 1.12, 7.9, 19.8),
+    "ppo": (0.988, 0.349, 0.120, 0.229, 0.88, 0.304, 1.47, 5.2, 16.1),
   }
-  errors = (0.006, 0.009, 0.006, 0.008, 0.008, 0.05, 0.21, 0.3)
+  errors = (0.006, 0.009, 0.006, 0.01, 0.008, 0.008, 0.05, 0.21, 0.3)
   return {
     name: dict(zip(keys, row, strict=True))
     | {f"{k}_se": e for k, e in zip(keys, errors, strict=True)}
@@ -161,9 +173,11 @@ def metrics(stage: str, steps: int = 60) -> list[dict]:
   rows = []
   for i in range(steps):
     f, noise = (i + 1) / steps, rng.gauss(0, 1)
-    row = {"step": 10 * (i + 1), "time": 2.0 * i, "lr": 1e-3 * min(1, 10 * f, 3.3 * (1 - f) + 0.01),
+    row = {"step": 10 * (i + 1), "time/unix": 1.7e9 + 2.0 * i,
+           "lr": 1e-3 * min(1, 10 * f, 3.3 * (1 - f) + 0.01),
            "grad_norm": 0.6 + 1.5 * math.exp(-9 * f) + 0.06 * abs(noise),
-           "throughput/tokens_per_second": 20500 + 500 * noise}  # fmt: skip
+           "time/step": 0.2, "time/data_share": 0.02 + 0.001 * abs(noise),
+           "time/tokens_per_second": 20500 + 500 * noise}  # fmt: skip
     row |= ROWS[stage](f, noise, i)
     rows.append(row)
   return rows
@@ -183,11 +197,16 @@ def _sft(f: float, noise: float, i: int) -> dict:
   return row | ({"eval/loss": 2.05 + 1.7 * math.exp(-5 * f)} if i % 8 == 7 else {})
 
 
+KINDS = ("other_object", "cut_off", "repetitive", "sft_sample")
+
+
 def _rm(f: float, noise: float, i: int) -> dict:
   row = {"loss": 0.69 - 0.35 * f + 0.03 * noise, "accuracy": min(1, 0.52 + 0.35 * f + 0.03 * noise),
          "margin": 2.6 * f + 0.1 * noise}  # fmt: skip
   return row | (
-    {"eval/accuracy": 0.5 + 0.35 * f, "eval/loss": 0.7 - 0.33 * f} if i % 8 == 7 else {}
+    {f"eval/accuracy/{k}": 0.5 + 0.3 * f for k in KINDS} | {"eval/loss": 0.7 - 0.33 * f}
+    if i % 8 == 7
+    else {}
   )
 
 
@@ -202,7 +221,8 @@ def _dpo(f: float, noise: float, i: int) -> dict:
 
 def _ppo(f: float, noise: float, i: int) -> dict:
   kl, score = 5.2 * f**0.8 + 0.25 * noise, 1.5 * (1 - math.exp(-3 * f)) + 0.1 * noise
-  row = {"objective/kl": kl, "objective/scores": score, "objective/rlhf_reward": score - 0.05 * kl,
+  row = {"objective/kl": kl, "objective/scores": score, "objective/raw_scores": 0.02 + score,
+         "objective/rlhf_reward": score - 0.05 * kl,
          "objective/non_score_reward": -0.05 * kl, "objective/entropy": 28 - 9 * f + 0.5 * noise,
          "policy/approxkl": 0.004 + 0.001 * abs(noise), "policy/clipfrac": 0.03 + 0.01 * abs(noise),
          "val/explained_variance": 0.75 - 1.1 * math.exp(-6 * f) + 0.04 * noise,

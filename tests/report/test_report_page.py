@@ -12,6 +12,7 @@ import pytest
 
 from llm_jax import report
 from llm_jax.errors import UserError
+from llm_jax.report.frontier import frontier
 from llm_jax.report.load import Run, load
 from llm_jax.report.page import LIMIT, LINKS, SCRIPTS, render
 
@@ -144,7 +145,9 @@ def test_without_a_run_one_line_says_so(tmp_path):
 
 def test_a_long_run_stays_small(workdir):
   row = {f"layer{i}/norm": 1.23456 + i for i in range(30)}
-  lines = [json.dumps({"step": s, "time": s, "loss": 1 / s} | row) for s in range(1, 4001)]
+  lines = [
+    json.dumps({"step": s, "time/unix": 1e9 + s, "loss": 1 / s} | row) for s in range(1, 4001)
+  ]
   (workdir / "pretrain" / "metrics.jsonl").write_text("\n".join(lines))
   summary = json.loads((workdir / "summary.json").read_text())
   summary["answers"] *= 40
@@ -160,12 +163,41 @@ def test_a_resumed_run_keeps_the_later_row_and_a_forward_clock(tmp_path):
   folder = tmp_path / "sft"
   folder.mkdir()
   rows = [(1, 5.0, 3.0), (2, 6.0, 2.0), (3, 7.0, 9.0), (3, 0.5, 1.0), (4, 1.5, 0.5)]
-  lines = [json.dumps({"step": s, "time": t, "loss": x}) for s, t, x in rows]
+  lines = [json.dumps({"step": s, "time/unix": 1e9 + t, "loss": x}) for s, t, x in rows]
   (folder / "metrics.jsonl").write_text("\n".join(lines))
   curves = load(tmp_path).curves["sft"]
   assert curves.steps == [1, 2, 3, 4]
   assert curves.series["loss"] == [3.0, 2.0, 1.0, 0.5]
-  assert curves.times == sorted(curves.times)
+  assert curves.times == [0.0, 1.0, 1.0, 2.0]
+
+
+def test_the_clock_starts_at_the_first_row_that_has_one(tmp_path):
+  folder = tmp_path / "ppo"
+  folder.mkdir()
+  rows = [{"step": 0, "eval/loss": 2.0, "time/eval": 4.0}, {"step": 1, "time/unix": 1.7e9},
+          {"step": 2, "time/unix": 1.7e9 + 3, "loss": 1.0},
+          {"step": 3, "eval/loss": 1.0}]  # fmt: skip
+  (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  curves = load(tmp_path).curves["ppo"]
+  assert curves.times == [0.0, 0.0, 3.0, 3.0]
+  assert set(curves.series) == {"eval/loss", "time/eval", "loss"}
+
+
+def test_the_path_of_ppo_is_in_the_unit_of_the_policies_rewards(workdir):
+  run = load(workdir)
+  run.curves["ppo"].series["objective/scores"] = [1e6] * len(run.curves["ppo"].steps)
+  assert frontier(run) == frontier(load(workdir))
+  del run.curves["ppo"].series["objective/raw_scores"]
+  assert frontier(run).count("No PPO path was recorded") == 2
+
+
+def test_rare_reasons_are_folded_and_edits_are_told(workdir):
+  summary = json.loads((workdir / "summary.json").read_text())
+  summary["data"]["funnel"][2]["dropped"] = {f"reason {i}": 100 - i for i in range(26)}
+  text = "".join(Tags(render(Run(workdir, summary, None, {}))).text)
+  assert "rarer reasons" in text and "reason 25" in text
+  assert "cut from pages: 16\u00a0252 paragraphs" in text
+  assert "https://docs.invalid/posixpath.html" in text and "kept instead: 37004b416cb0" in text
 
 
 def test_averaged_points_are_means_of_the_rows(tmp_path):

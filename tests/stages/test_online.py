@@ -40,7 +40,9 @@ def test_a_new_rollout_is_collected_when_the_last_is_used_up():
   for _ in range(9):
     made.next(None)
   assert calls == [0, 1, 2]
-  assert made.metrics() == {"objective/kl": 2.0}
+  # Of the rollouts since it was last asked.
+  assert made.metrics() == {"objective/kl": 1.0}
+  assert made.metrics() == {}
 
 
 @pytest.mark.parametrize(("approxkl", "iterations"), [(0.2, [0, 1]), (0.05, [0])])
@@ -65,3 +67,4 @@ def test_a_restored_feed_goes_on_with_the_same_minibatches(used):
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
   assert first.carried == second.carried
+  assert first.metrics() == second.metrics()

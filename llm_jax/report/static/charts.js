@@ -5,6 +5,7 @@
   const state = { smooth: 0.6, axis: "x" };
   const charts = new Map(); // figure -> uPlot
   const HEIGHT = 168;
+  const FEW = 30; // Fewer points than that are shown as they are: an average would only lag.
 
   const probe = document.createElement("i");
   probe.hidden = true;
@@ -153,7 +154,7 @@
         continue;
       }
       const alone = { show: present < 3, size: 5, fill: color(one.color), width: 0 };
-      const faint = state.smooth > 0;
+      const faint = state.smooth > 0 && !panel.exact && present >= FEW;
       data.push(values);
       const stroke = color(one.color, faint ? 0.28 : 1);
       series.push({ stroke, width: faint ? 1 : 1.6, spanGaps: true, points: alone });
@@ -204,7 +205,7 @@
       axes: axes(panel),
       scales: { x: { time: false }, y: { range: range(panel) } },
       legend: { show: false },
-      padding: [6, 8, 0, 0],
+      padding: [6, 14, 0, 0],
       cursor: {
         y: false,
         points: { size: 6, width: 0 },

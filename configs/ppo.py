@@ -10,9 +10,11 @@ from llm_jax import config
 def get_config() -> config.Ppo:
   """Returns the default of `experiments.ppo`."""
   cfg = config.Ppo()
-  cfg.steps = 100
+  cfg.steps = 80
   cfg.batch = 32
   cfg.rollouts = 64
-  cfg.length = 128
-  cfg.optimizer.lr = 1e-4
+  cfg.kl_init = 0.15
+  cfg.log_every = 4
+  cfg.optimizer.lr = 3e-4
+  cfg.optimizer.warmup = 5
   return cfg

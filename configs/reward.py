@@ -10,8 +10,10 @@ from llm_jax import config
 def get_config() -> config.Reward:
   """Returns the default of `experiments.reward`."""
   cfg = config.Reward()
-  cfg.steps = 200
-  cfg.batch = 16
-  cfg.length = 128
-  cfg.optimizer.lr = 3e-4
+  cfg.steps = 120
+  cfg.batch = 32
+  cfg.length = 80
+  cfg.eval_every = 60
+  cfg.optimizer.lr = 5e-4
+  cfg.optimizer.warmup = 10
   return cfg

@@ -127,10 +127,10 @@ class Sft(Stage):
 class Sampling:
   """How answers are drawn."""
 
-  temperature: float = 0.7  # Also divides the logits of every log-prob: one distribution.
+  temperature: float = 0.85  # Also divides the logits of every log-prob: one distribution.
   top_k: int = 0  # 0: no limit.
   top_p: float = 1.0
-  max_new: int = 48
+  max_new: int = 40
 
   def validate(self) -> None:
     """Checks the ranges.
@@ -152,9 +152,10 @@ class Preferences:
   seed: int = 0
   prepared: str = "runs/quickstart/prepare"
   init: str = "runs/quickstart/sft"  # The model whose samples are ranked.
-  questions: int = 2000  # Training questions that get a pair of each kind.
+  questions: int = 1500  # Training questions that get pairs.
   validation_questions: int = 400
-  samples: int = 4  # Answers per question, of which the best and the worst make a pair.
+  samples: int = 8  # Answers per question, of which two make a pair.
+  easy: float = 0.25  # Training questions that get a cut-off and a repetitive pair, as a fraction.
   sampling: Sampling = field(default_factory=Sampling)
 
 

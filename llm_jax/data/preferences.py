@@ -53,14 +53,19 @@ class Pair:
 
 
 def build(
-  questions: Sequence[Question], samples: Sequence[Sequence[Answer]], seed: int
+  questions: Sequence[Question],
+  samples: Sequence[Sequence[Answer]],
+  seed: int,
+  easy: float = 1.0,
 ) -> list[Pair]:
-  """Returns a pair of each kind for every question, in a seeded order.
+  """Returns a pair of each kind for every question that has one, in a seeded order.
 
   Args:
     questions: with true answers.
     samples: a model's own answers to each question; there may be no pair of them.
     seed: of the cuts, the repeats and the order.
+    easy: the fraction of questions that get a `cut_off` and a `repetitive` pair. A model learns
+      these from a few, and more of them only take the place of pairs that teach it something.
   """
   rng = np.random.default_rng(seed)
   others = gold.shuffled([q.answer for q in questions], seed)
@@ -72,6 +77,8 @@ def build(
       "cut_off": Answer(_cut(truth, rng)),
       "repetitive": Answer(_repeat(truth, rng)),
     }
+    if rng.random() >= easy:
+      del spoilt["cut_off"], spoilt["repetitive"]
     for kind, rejected in spoilt.items():
       pairs.append(_pair(question, Answer(truth), rejected, kind))
     best = _widest(drawn, truth, longer=rng.random() < 0.5)

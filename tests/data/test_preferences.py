@@ -25,6 +25,12 @@ def test_every_question_gets_a_pair_of_each_kind():
   assert len(pairs) == 8 * len(preferences.KINDS)
 
 
+def test_easy_pairs_can_be_few_and_the_others_stay():
+  few = preferences.build(asked(8), SAMPLES, seed=0, easy=0.0)
+  assert {p.kind for p in few} == {"other_object", "sft_sample"}
+  assert len(few) == 16
+
+
 def test_the_chosen_answer_always_has_the_higher_gold_score():
   truths = {q.prompt: q.answer for q in asked(8)}
   for pair in preferences.build(asked(8), SAMPLES, seed=0):

@@ -177,7 +177,7 @@ def test_works_under_vmap_and_remat():
   [
     ({"targets": jnp.zeros((2, 3), int)}, r"hidden \(2, 4, 8\) must be targets \(2, 3\)"),
     ({"head": jnp.zeros((7, 9))}, r"hidden \(2, 4, 8\) and head \(7, 9\)"),
-    ({"temperature": 0.0}, "temperature 0.0 and chunk 1024 must be positive"),
+    ({"temperature": 0.0}, "temperature 0.0 and chunk 512 must be positive"),
     ({"chunk": 0}, "chunk 0"),
   ],
 )

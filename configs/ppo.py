@@ -13,7 +13,7 @@ def get_config() -> config.Ppo:
   cfg.steps = 80
   cfg.batch = 32
   cfg.rollouts = 64
-  cfg.kl_init = 0.15
+  cfg.kl_init = 0.08
   cfg.log_every = 4
   cfg.optimizer.lr = 3e-4
   cfg.optimizer.warmup = 5

@@ -13,4 +13,5 @@ def get_config() -> config.Preferences:
   cfg.questions = 1500
   cfg.validation_questions = 400
   cfg.samples = 8
+  cfg.easy = 0.35
   return cfg

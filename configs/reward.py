@@ -14,6 +14,8 @@ def get_config() -> config.Reward:
   cfg.batch = 32
   cfg.length = 80
   cfg.eval_every = 60
-  cfg.optimizer.lr = 5e-4
+  cfg.optimizer.name = "muon"
+  cfg.optimizer.lr = 1e-3
+  cfg.optimizer.adam_lr = 5e-4
   cfg.optimizer.warmup = 10
   return cfg

@@ -155,7 +155,7 @@ class Preferences:
   questions: int = 1500  # Training questions that get pairs.
   validation_questions: int = 400
   samples: int = 8  # Answers per question, of which two make a pair.
-  easy: float = 0.25  # Training questions that get a cut-off and a repetitive pair, as a fraction.
+  easy: float = 0.35  # Training questions that get a cut-off and a repetitive pair, as a fraction.
   sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -10,14 +10,14 @@ from llm_jax import config
 def get_config() -> config.Dpo:
   """Returns the default of `experiments.dpo`."""
   cfg = config.Dpo()
-  cfg.loss = "logistic(beta=0.3)"
+  cfg.loss = "logistic(beta=0.2)"
   # Both answers are the model's own, so the margin is about content; against true answers it would
   # be about style, and the log-ratios would run away from what the model can say.
   cfg.kinds = "sft_sample"
   cfg.steps = 80
   cfg.batch = 32
   cfg.length = 80
-  cfg.eval_every = 40
-  cfg.optimizer.lr = 1e-4
+  cfg.eval_every = 80
+  cfg.optimizer.lr = 1.5e-4
   cfg.optimizer.warmup = 10
   return cfg

@@ -10,6 +10,6 @@ from llm_jax import config
 def get_config() -> config.Evaluate:
   """Returns the default of `experiments.evaluate`."""
   cfg = config.Evaluate()
-  cfg.questions = 500
+  cfg.questions = 400
   cfg.samples = 3
   return cfg

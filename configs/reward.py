@@ -10,10 +10,10 @@ from llm_jax import config
 def get_config() -> config.Reward:
   """Returns the default of `experiments.reward`."""
   cfg = config.Reward()
-  cfg.steps = 120
+  cfg.steps = 100
   cfg.batch = 32
   cfg.length = 80
-  cfg.eval_every = 60
+  cfg.eval_every = 100
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 1e-3
   cfg.optimizer.adam_lr = 5e-4

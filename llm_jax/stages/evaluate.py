@@ -28,6 +28,7 @@ BASE_PROMPTS = {
 }
 
 
+_TRIED = 200  # Questions that the base model's prompts are compared on.
 INPUTS = ("pretrain", "sft", "reward", "reward_shuffled", "dpo", "ppo")
 
 
@@ -128,24 +129,30 @@ class Bench:
     seed = zlib.crc32(f"{self.cfg.seed} {name} {draw}".encode())
     policy = runs.load(str(self.root / name), "run")
     prompts = [answers.prompt_tokens(self.tokenizer, q.prompt) for q in self.questions]
-    return self._draw(policy.model, policy.params, prompts, seed)
+    return answers.draw(
+      policy.model,
+      policy.params,
+      self.tokenizer,
+      prompts,
+      self.cfg.sampling,
+      seed=seed,
+      samples=self.cfg.samples,
+    )
 
   def best_base(self, base: runs.Run) -> Drawn:
     """The base model's answers with the prompt that gives it the highest relevance.
 
-    A page has no turns, so a line's end counts as the end of an answer.
+    The prompts are compared on the first answers to a part of these same questions. A page has no
+    turns, so a line's end counts as the end of an answer.
     """
-    best, best_relevance = None, -1.0
-    for name, template in BASE_PROMPTS.items():
-      prompts = [
-        [self.tokenizer.bos_id, *self.tokenizer.encode(template.format(**dataclasses.asdict(q)))]
-        for q in self.questions
-      ]
-      drawn = self._draw(base.model, base.params, prompts, self.cfg.seed, stop="\n")
-      relevance = float(self._relevance(drawn, [q.answer for q in self.questions]).mean())
-      if relevance > best_relevance:
-        best, best_relevance, self.base_prompt = drawn, relevance, name
-    return best
+    part = self.questions[:_TRIED]
+    truths = [q.answer for q in part]
+    relevances = {}
+    for name in BASE_PROMPTS:
+      drawn = self._draw_base(base, name, part, samples=1)
+      relevances[name] = float(_relevance(drawn, truths).mean())
+    self.base_prompt = max(relevances, key=relevances.get)
+    return self._draw_base(base, self.base_prompt, self.questions, self.cfg.samples)
 
   def golds(self, drawn: Drawn) -> np.ndarray:
     """[Q, n] gold scores."""
@@ -154,7 +161,7 @@ class Bench:
   def measure(self, name: str, drawn: Drawn) -> dict[str, float]:
     """Every figure of one policy, with standard errors over questions."""
     table = self._gold(drawn)
-    shuffled_Qn = self._relevance(drawn, self.others)
+    shuffled_Qn = _relevance(drawn, self.others)
     columns = {
       "end_rate": [[g.ends for g in row] for row in table],
       "relevance": [[g.relevance for g in row] for row in table],
@@ -207,16 +214,20 @@ class Bench:
       for i, q in enumerate(self.questions[:count])
     ]
 
-  def _draw(self, model, params, prompts, seed: int, stop: str = "") -> Drawn:
+  def _draw_base(
+    self, base: runs.Run, prompt: str, questions: Sequence[Question], samples: int
+  ) -> Drawn:
+    texts = (BASE_PROMPTS[prompt].format(**dataclasses.asdict(q)) for q in questions)
+    prompts = [[self.tokenizer.bos_id, *self.tokenizer.encode(text)] for text in texts]
     return answers.draw(
-      model,
-      params,
+      base.model,
+      base.params,
       self.tokenizer,
       prompts,
       self.cfg.sampling,
-      seed=seed,
-      samples=self.cfg.samples,
-      stop=stop,
+      seed=self.cfg.seed,
+      samples=samples,
+      stop="\n",
     )
 
   def _gold(self, drawn: Drawn) -> list[list[gold.Gold]]:
@@ -224,14 +235,6 @@ class Bench:
       [gold.score(a.text, q.answer, a.ended) for a in row]
       for q, row in zip(self.questions, drawn.answers, strict=True)
     ]
-
-  def _relevance(self, drawn: Drawn, truths: Sequence[str]) -> np.ndarray:
-    return np.array(
-      [
-        [gold.relevance(a.text, truth) for a in row]
-        for truth, row in zip(truths, drawn.answers, strict=True)
-      ]
-    )
 
   def _rewards(self, drawn: Drawn) -> np.ndarray:
     score = scores.reward_model(heads.Scorer.from_config(self.judge.shape))
@@ -280,6 +283,15 @@ def bits_per_byte(root: pathlib.Path) -> float:
   """The last held-out bits per byte that pretraining logged."""
   rows = [row for row in read_metrics(root / "pretrain") if "eval/bits_per_byte" in row]
   return rows[-1]["eval/bits_per_byte"]
+
+
+def _relevance(drawn: Drawn, truths: Sequence[str]) -> np.ndarray:
+  return np.array(
+    [
+      [gold.relevance(a.text, truth) for a in row]
+      for truth, row in zip(truths, drawn.answers, strict=True)
+    ]
+  )
 
 
 def _standard_error(values_Q: np.ndarray) -> float:

@@ -4,9 +4,9 @@ Kinds: `other_object` (the true answer of another question), `cut_off` (the true
 the middle), `repetitive` (a part of the true answer is said again and again), and `sft_sample` (two
 of a model's own answers to the question, the one of the higher gold score is chosen).
 
-Pairs of samples are balanced by length: for a coin flip's half of the questions the chosen answer
-is the longer one, for the other half the shorter one. Better samples tend to be longer, and a
-reward model would learn just that, and PPO exploit it (Singhal et al. 2023, arXiv:2310.03716).
+Pairs of samples are balanced by length: a question has one whose chosen answer is the longer, and
+one whose chosen answer is the shorter one. Better samples tend to be longer, and a reward model
+would learn just that, and PPO exploit it (Singhal et al. 2023, arXiv:2310.03716).
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def build(
   seed: int,
   easy: float = 1.0,
 ) -> list[Pair]:
-  """Returns a pair of each kind for every question that has one, in a seeded order.
+  """Returns pairs of each kind for every question that has them, in a seeded order.
 
   Args:
     questions: with true answers.
@@ -81,9 +81,10 @@ def build(
       del spoilt["cut_off"], spoilt["repetitive"]
     for kind, rejected in spoilt.items():
       pairs.append(_pair(question, Answer(truth), rejected, kind))
-    best = _widest(drawn, truth, longer=rng.random() < 0.5)
-    if best:
-      pairs.append(_pair(question, *best, "sft_sample"))
+    for longer in (True, False):
+      best = _widest(drawn, truth, longer)
+      if best:
+        pairs.append(_pair(question, *best, "sft_sample"))
   pairs = [pair for pair in pairs if pair.gold_chosen > pair.gold_rejected]
   return [pairs[i] for i in rng.permutation(len(pairs))]
 

@@ -1,5 +1,7 @@
 """Preference pairs: four kinds of rejected answers, each worse by the gold score."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -22,13 +24,15 @@ SAMPLES = [[Answer("Return item."), Answer("Return list."), Answer("Return it.",
 def test_every_question_gets_a_pair_of_each_kind():
   pairs = preferences.build(asked(8), SAMPLES, seed=0)
   assert {p.kind for p in pairs} == set(preferences.KINDS)
-  assert len(pairs) == 8 * len(preferences.KINDS)
+  counts = Counter(p.kind for p in pairs)
+  assert counts["other_object"] == counts["cut_off"] == counts["repetitive"] == 8
+  assert 8 <= counts["sft_sample"] <= 16
 
 
 def test_easy_pairs_can_be_few_and_the_others_stay():
   few = preferences.build(asked(8), SAMPLES, seed=0, easy=0.0)
   assert {p.kind for p in few} == {"other_object", "sft_sample"}
-  assert len(few) == 16
+  assert Counter(p.kind for p in few)["other_object"] == 8
 
 
 def test_the_chosen_answer_always_has_the_higher_gold_score():

@@ -10,15 +10,15 @@ from llm_jax import config
 def get_config() -> config.Dpo:
   """Returns the default of `experiments.dpo`."""
   cfg = config.Dpo()
-  cfg.loss = "logistic(beta=0.15) + 0.5*nll_chosen"
+  cfg.loss = "logistic(beta=0.1) + 0.5*nll_chosen"
   # Both answers are the model's own, so the margin is about content; against true answers it would
   # be about style, and the log-ratios would run away from what the model can say. The second term
   # (Pang et al. 2024, arXiv:2404.19733) keeps the answers' form: without it fewer of them end.
   cfg.kinds = "sft_sample"
-  cfg.steps = 80
+  cfg.steps = 100
   cfg.batch = 32
   cfg.length = 80
-  cfg.eval_every = 80
+  cfg.eval_every = 100
   cfg.optimizer.lr = 1.2e-4
   cfg.optimizer.warmup = 10
   return cfg

@@ -11,10 +11,10 @@ from llm_jax import config
 def get_config() -> config.Ppo:
   """Returns the default of `experiments.ppo`."""
   cfg = config.Ppo()
-  cfg.steps = 72
+  cfg.steps = 68
   cfg.batch = 64
   cfg.rollouts = 128
-  cfg.kl_init = 0.055
+  cfg.kl_init = 0.08
   cfg.log_every = 4
   cfg.optimizer.lr = 3e-4
   cfg.optimizer.warmup = 5

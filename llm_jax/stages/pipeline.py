@@ -35,12 +35,13 @@ def run(cfg: config.Pipeline, workdir: str) -> dict[str, Any]:
   """Runs all stages and writes `summary.json`; finished stages are not run again."""
   root = pathlib.Path(workdir)
   check(cfg)
-  clock = Clock(root / "time.json", cfg.prepare.workers)
+  clock = Clock(root / "time.json")
   for name, stage in connect(cfg, root).items():
     directory = root / name
     module = importlib.import_module(f"llm_jax.stages.{ORDER[name]}")
     print(f"== {name}", flush=True)
-    with rundir.launch(stage, str(directory)), clock.measure(name):
+    workers = cfg.prepare.workers if name == "prepare" else 0
+    with rundir.launch(stage, str(directory)), clock.measure(name, workers):
       module.run(stage, str(directory))
   result = summary.build(cfg, root, clock)
   temporary = root / "summary.json.tmp"
@@ -111,16 +112,16 @@ def connect(cfg: config.Pipeline, root: pathlib.Path) -> dict[str, Any]:
 class Clock:
   """Seconds and peak memory by stage, kept in a file so that a resumed pipeline adds up."""
 
-  def __init__(self, path: pathlib.Path, workers: int = 1):
-    """Reads what an earlier attempt left at `path`; `workers` processes share a stage at most."""
-    self._path, self._workers = path, workers
+  def __init__(self, path: pathlib.Path):
+    """Reads what an earlier attempt left at `path`."""
+    self._path = path
     saved = json.loads(path.read_text()) if path.exists() else {}
     self.seconds: dict[str, float] = saved.get("seconds", {})
     self.peak_gib: float = saved.get("peak_gib", 0.0)
 
   @contextlib.contextmanager
-  def measure(self, name: str):
-    """Adds the time of the block to `name`, also when it is cut short by a signal."""
+  def measure(self, name: str, workers: int = 0):
+    """Adds the time of the block, in which so many `workers` run, also when a signal cuts it."""
     begin, refused = time.monotonic(), False
     try:
       yield
@@ -129,12 +130,13 @@ class Clock:
       raise
     finally:
       if not refused:
-        self._record(name, time.monotonic() - begin)
+        self._record(name, time.monotonic() - begin, workers)
 
-  def _record(self, name: str, seconds: float) -> None:
+  def _record(self, name: str, seconds: float, workers: int) -> None:
     self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-    # Linux counts in KiB. Of all children the largest is known: that many times is a bound.
+    # Linux counts in KiB. Of all children the largest is known: that many times is a bound. Other
+    # stages have none, but a child is counted with its parent's memory when it is forked.
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    self.peak_gib = max(self.peak_gib, (mine + self._workers * child) / 2**20)
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers else 0
+    self.peak_gib = max(self.peak_gib, (mine + workers * child) / 2**20)
     rundir.write_json(self._path, {"seconds": self.seconds, "peak_gib": self.peak_gib})

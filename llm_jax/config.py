@@ -127,7 +127,7 @@ class Sft(Stage):
 class Sampling:
   """How answers are drawn."""
 
-  temperature: float = 0.85  # Also divides the logits of every log-prob: one distribution.
+  temperature: float = 0.8  # Also divides the logits of every log-prob: one distribution.
   top_k: int = 0  # 0: no limit.
   top_p: float = 1.0
   max_new: int = 40

@@ -109,7 +109,7 @@ def _win(summary: dict[str, Any], name: str) -> tuple[str, str]:
   rate, se = (number(dig(summary, f"win_rates.{name}.{key}")) for key in ("rate", "se"))
   n = number(dig(summary, f"win_rates.{name}.n"))
   remark = f"± {percent(se)}" if se is not None else ""
-  return percent(rate), f"{remark}{f', {count(n)} questions' if n is not None else ''}".lstrip(", ")
+  return percent(rate), f"{remark}{f', {count(n)} answers' if n is not None else ''}".lstrip(", ")
 
 
 def _gib(value: Any) -> str:

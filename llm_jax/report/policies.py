@@ -144,6 +144,6 @@ def _interval(name: str, win: dict[str, Any]) -> Html:
   else:
     text = "no standard error"
   marks.append(el("i", cls="rate", style=f"left:{100 * rate:.2f}%;background:var(--{hue(who)})"))
-  size = f"{count(n)} questions" if n is not None else ""
+  size = f"{count(n)} answers" if n is not None else ""
   value = el("span", el("b", percent(rate)), el("small", f"{text}{', ' if size else ''}{size}"))
   return el("div", el("span", *title), el("div", *marks, cls="rail"), value, cls="interval")

@@ -45,7 +45,7 @@ STAGES = {
   ),
   "dpo": (
     "Direct preference optimisation",
-    "Rewards are β times the log-ratio to the SFT model. The margin should grow. It is normal that "
+    "Rewards are log-ratios to the SFT model, in nats. The margin should grow. It is normal that "
     "the log-probability of chosen answers falls too: the loss only asks the rejected ones to fall "
     "further.",
   ),

@@ -31,16 +31,17 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     split: pairs.encode(tokenizer, pairs.load(cfg.preferences, split, cfg.kinds), cfg.length)
     for split in ("train", "validation")
   }
+  objective = objectives.logratio_pairs(
+    training.decoder_apply(start.model), pair_loss, average=cfg.average
+  )
+  blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
+  training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
   runs.save_shape(workdir, start.shape)
   for split, rows in encoded.items():
     path = pathlib.Path(workdir) / f"reference-{split}.npz"
     reference = annotate(start, rows, cfg.length, path)
     encoded[split] = [row | ref for row, ref in zip(rows, reference, strict=True)]
   place = parallel.make(cfg.mesh)
-  objective = objectives.logratio_pairs(
-    training.decoder_apply(start.model), pair_loss, average=cfg.average
-  )
-
   return training.train(
     cfg,
     workdir,

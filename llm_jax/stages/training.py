@@ -1,8 +1,9 @@
 """What every training stage does around its objective: state, step, loop, evaluation."""
 
+import contextlib
 import pathlib
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,7 @@ def train(
   step = place.compile(make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name))
   given = () if loaded is None else (loaded,)
   state = place.init(state_maker(make_params, tx), jax.random.key(cfg.seed), *given)
-  try:
+  with fitting(cfg):
     return loop.fit(
       step,
       state,
@@ -80,10 +81,27 @@ def train(
       name=pathlib.Path(workdir).name,
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
     )
+
+
+@contextlib.contextmanager
+def fitting(cfg: config.Stage) -> Iterator[None]:
+  """Turns the loss library's complaint about a loss that does not fit into the user's error."""
+  try:
+    yield
   except ValueError as error:
-    if _raised_by_losses(error):
+    if traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_LOSSES):
       raise UserError(f"config.loss={cfg.loss}: {error}") from error
     raise
+
+
+def check_fit(cfg: config.Stage, loss_fn: LossFn, params: Params, batch: Batch) -> None:
+  """Traces a loss on one batch, so that a misfit is found before anything is written.
+
+  Raises:
+    UserError: if the loss does not fit the objective or the batch.
+  """
+  with fitting(cfg):
+    jax.eval_shape(loss_fn, params, batch, jax.random.key(0))
 
 
 def initializer(module: nn.Module) -> Callable[[jax.Array], Params]:
@@ -117,8 +135,3 @@ def metrics_on(
     return {name: float(mean.value) for name, mean in measure(params).items()}
 
   return evaluate
-
-
-def _raised_by_losses(error: Exception) -> bool:
-  """Whether the innermost frame is the loss library's: what does not fit is the user's loss."""
-  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_LOSSES)

@@ -127,6 +127,7 @@ def test_evaluation_measures_every_policy_and_its_controls(root):
     (pretrain, config.Pretrain(loss="cros_entropy"), "cross_entropy"),
     (dpo, config.Dpo(loss="ipo(betta=1)"), "beta"),
     (dpo, config.Dpo(kinds="sft_smaple"), "sft_sample"),
+    (dpo, config.Dpo(loss="kto()"), "baseline"),
     (ppo, config.Ppo(batch=3), "multiple"),
   ],
 )
@@ -143,7 +144,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(stage, cfg, message, prepare
   with pytest.raises(UserError, match=message) as error:
     stage.run(cfg, tmp_path / "run")
   assert "\n" not in str(error.value)
-  assert not (tmp_path / "run" / "checkpoints").exists()
+  assert not (tmp_path / "run").exists()
 
 
 def test_questions_of_the_toy_corpus_are_its_answers():

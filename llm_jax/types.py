@@ -1,4 +1,4 @@
-"""The nouns that every room speaks: Batch, Mean, LossFn, Outputs, TrainState, UserError."""
+"""The nouns that every room speaks: Batch, Mean, LossFn, Outputs, TrainState."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol

@@ -21,7 +21,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   """Trains the model of `cfg.init` on preference pairs; `loss` swaps the pair loss.
 
   The frozen reference is that same model: its log-probs of every answer are worked out once and
-  kept in `reference.npz`, so no second model is in memory while training.
+  kept in `reference-*.npz`, so no second model is in memory while training.
   """
   cfg.validate()
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")

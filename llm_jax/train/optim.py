@@ -91,7 +91,7 @@ def learning_rate(cfg: config.Optimizer, steps: int) -> Callable[[int], float]:
 
 
 def matrices(params: Params) -> Any:
-  """Returns a tree of bools: True where weight decay applies, i.e. not on vectors or tables."""
+  """Returns a tree of bools: True where weight decay applies: on whatever has two axes."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x.ndim >= 2 and not _is_vector(path), params
   )

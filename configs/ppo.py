@@ -14,7 +14,7 @@ def get_config() -> config.Ppo:
   cfg.steps = 68
   cfg.batch = 64
   cfg.rollouts = 128
-  cfg.kl_init = 0.08
+  cfg.kl_init = 0.11
   cfg.log_every = 4
   cfg.optimizer.lr = 3e-4
   cfg.optimizer.warmup = 5

@@ -1,6 +1,7 @@
 """The one sampler: a jitted prefill, then a while-loop of single tokens over a KV cache.
 
-Shape letters: B rows, P prompt slots, N new tokens, S = P + N slots, D model width, V vocabulary.
+Shape letters: C prompts, B answers, P prompt slots, N new tokens, S = P + N slots, D model width,
+V vocabulary.
 """
 
 import functools
@@ -52,25 +53,28 @@ def sample(
   keys: jax.Array,
   *,
   max_new: int,
+  samples: int = 1,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
   end_id: int,
   pad_id: int = 0,
 ) -> Rollout:
-  """Draws one answer per row; n answers to a prompt are n rows with different keys.
+  """Draws `samples` answers to each prompt, side by side: B = C * samples rows from C prompts.
 
-  Row b's token n is drawn with `fold_in(keys[b], n)`, so a row's answer depends neither on its
-  batch mates nor on its padding. Compiles once per model, shapes, `max_new`, `top_k`, and for
-  whether `temperature` is 0 and `top_p` is 1.
+  A prompt is read once, whatever the number of its answers. Row b's token n is drawn with
+  `fold_in(keys[b], n)`, so a row's answer depends neither on its batch mates nor on its padding.
+  Compiles once per model, shapes, `max_new`, `samples`, `top_k`, and for whether `temperature` is 0
+  and `top_p` is 1.
 
   Args:
     model: the decoder.
     params: its parameters.
-    prompts: [B, P] int32, padded on the left.
-    prompt_mask: [B, P], 1 on real tokens; each row ends with one.
+    prompts: [C, P] int32, padded on the left.
+    prompt_mask: [C, P], 1 on real tokens; each row ends with one.
     keys: [B] PRNG keys (typed, or raw [B, 2] uint32).
     max_new: N, the most tokens that an answer has.
+    samples: answers per prompt; those of prompt c are rows c * samples and after.
     temperature: divides the logits; 0 takes the most likely token, and then `logps` are those of
       temperature 1 and `sampled_logps` are 0.
     top_k: draw from the k most likely tokens; 0: from all.
@@ -85,13 +89,14 @@ def sample(
     ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
       left, or P + N exceeds a table of learned positions.
   """
-  _check(prompts, prompt_mask, keys, max_new, temperature, top_k, top_p)
+  _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p)
   setting = _Setting(
     temperature=jnp.float32(temperature if temperature > 0 else 1.0),
     top_p=jnp.float32(top_p),
     end_id=jnp.int32(end_id),
     pad_id=jnp.int32(pad_id),
     max_new=max_new,
+    samples=samples,
     top_k=top_k,
     greedy=temperature == 0,
     nucleus=top_p < 1,
@@ -133,6 +138,7 @@ class _Setting:
   end_id: jax.Array
   pad_id: jax.Array
   max_new: int = flax.struct.field(pytree_node=False)
+  samples: int = flax.struct.field(pytree_node=False)
   top_k: int = flax.struct.field(pytree_node=False)
   greedy: bool = flax.struct.field(pytree_node=False)
   nucleus: bool = flax.struct.field(pytree_node=False)
@@ -142,7 +148,11 @@ class _Setting:
 def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
   head_DV = model.head(params).astype(jnp.dtype(model.dtype))
-  positions_BP, segments_BP = prompt_places(prompt_mask)
+  positions_CP, segments_CP = prompt_places(prompt_mask)
+  prefilled = _prefill(model, params, prompts, positions_CP, segments_CP, setting)
+  prompts, positions_BP, segments_BP, hidden_BD, cache = _repeat(
+    (prompts, positions_CP, segments_CP, *prefilled), setting.samples
+  )
   first_B = segments_BP.sum(axis=1)  # The position of the first new token.
 
   def advance(state: _State) -> _State:
@@ -159,22 +169,31 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   def unfinished(state: _State) -> jax.Array:
     return (state.step < setting.max_new) & ~jnp.all(state.ended)
 
-  state = _prefill(model, params, prompts, positions_BP, segments_BP, setting)
-  state = jax.lax.while_loop(unfinished, advance, _pick(setting, head_DV, keys, state))
+  state = _pick(setting, head_DV, keys, _start(hidden_BD, cache, setting))
+  state = jax.lax.while_loop(unfinished, advance, state)
   return _rollout(state, prompts, positions_BP, segments_BP, first_B)
 
 
-def _prefill(model, params, prompts, positions_BP, segments_BP, setting: _Setting) -> _State:
-  """Reads the prompts into a cache with room for the answers."""
-  rows, width = prompts.shape
-  cache = model.empty_cache(rows, width + setting.max_new)
-  hidden_BPD, cache = model.apply(
-    {"params": params}, prompts, positions_BP, segments_BP, cache=cache
+def _prefill(model, params, prompts, positions_CP, segments_CP, setting: _Setting):
+  """Reads the prompts into a cache with room for the answers; returns ([C, D], cache)."""
+  cache = model.empty_cache(prompts.shape[0], prompts.shape[1] + setting.max_new)
+  hidden_CPD, cache = model.apply(
+    {"params": params}, prompts, positions_CP, segments_CP, cache=cache
   )
+  return hidden_CPD[:, -1], cache  # Padded on the left: every prompt ends in the last slot.
+
+
+def _repeat(tree, samples: int):
+  """Every row of every array `samples` times, side by side; scalars stay."""
+  return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0) if x.ndim else x, tree)
+
+
+def _start(hidden_BD: jax.Array, cache: Cache, setting: _Setting) -> _State:
+  rows = hidden_BD.shape[0]
   zeros_BN = jnp.zeros((rows, setting.max_new), jnp.float32)
   return _State(
     step=jnp.int32(0),
-    hidden=hidden_BPD[:, -1],  # Padded on the left, so every prompt ends in the last slot.
+    hidden=hidden_BD,
     ended=jnp.zeros(rows, bool),
     tokens=jnp.full(zeros_BN.shape, setting.pad_id, jnp.int32),
     mask=zeros_BN,
@@ -236,19 +255,21 @@ def _rollout(state: _State, prompts, positions_BP, segments_BP, first_B) -> Roll
   )
 
 
-def _check(prompts, prompt_mask, keys, max_new, temperature, top_k, top_p) -> None:
+def _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p) -> None:
   if np.ndim(prompts) != 2 or np.shape(prompt_mask) != np.shape(prompts):
     raise ValueError(
-      f"prompts {np.shape(prompts)} and prompt_mask {np.shape(prompt_mask)} must both be [B, P]"
+      f"prompts {np.shape(prompts)} and prompt_mask {np.shape(prompt_mask)} must both be [C, P]"
     )
-  if keys.shape[:1] != prompts.shape[:1]:
-    raise ValueError(f"keys {keys.shape} must be one per row of prompts {prompts.shape}")
-  if max_new < 1:
-    raise ValueError(f"max_new must be at least 1, got {max_new}")
+  if max_new < 1 or samples < 1:
+    raise ValueError(f"max_new and samples must be at least 1, got {max_new} and {samples}")
+  if keys.shape[0] != prompts.shape[0] * samples:
+    raise ValueError(
+      f"keys {keys.shape} must be one per answer: {samples} for each row of {prompts.shape}"
+    )
   if temperature < 0:
     raise ValueError(f"temperature must be at least 0, got {temperature}")
   if top_k < 0 or not 0 < top_p <= 1:
     raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], got {top_k} and {top_p}")
-  mask_BP = np.asarray(prompt_mask) > 0
-  if not mask_BP[:, -1].all() or (np.diff(mask_BP.astype(int), axis=1) < 0).any():
+  mask_CP = np.asarray(prompt_mask) > 0
+  if not mask_CP[:, -1].all() or (np.diff(mask_CP.astype(int), axis=1) < 0).any():
     raise ValueError("prompts must be padded on the left: prompt_mask is 0...01...1 in each row")

@@ -286,7 +286,7 @@ def _of(batch: Batch, key: str, who: str = "the objective") -> jax.Array:
 
 def _stats(out: Outputs, batch: Batch, temperature: float) -> TokenStats:
   hidden, head = _need(out, "hidden"), _need(out, "head")
-  return token_stats(hidden, head, batch["targets"], temperature=temperature)
+  return token_stats(hidden, head, batch["targets"], mask=batch["mask"], temperature=temperature)
 
 
 def _masked_sum(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

@@ -4,7 +4,8 @@ Shape letters: B batch, T time, D model width, V vocabulary, N chunks, R time st
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ def token_stats(
   head: jax.Array,
   targets: jax.Array,
   *,
+  mask: jax.Array | None = None,
   temperature: float = 1.0,
   chunk: int = 512,
 ) -> TokenStats:
@@ -40,12 +42,16 @@ def token_stats(
   nothing under `jax.jit` (its forward code is dead, its backward code is never traced). Products
   run in `hidden`'s dtype (as in every other layer, a float32 head is cast) and accumulate in
   float32; so does the head's gradient over chunks. Rows keep their place: chunks are taken along
-  time, strided, so that a batch sharded over devices does not move.
+  time, so that a batch sharded over devices does not move.
+
+  With a mask, each row's counted tokens come first and the chunks behind the longest row's last one
+  are never computed: where only answers count (SFT, DPO, PPO) most of this work goes.
 
   Args:
     hidden: [B, T, D] float, the states that predict `targets`.
     head: [D, V] float.
     targets: [B, T] int, in [0, V). Positions without a target hold any valid id.
+    mask: [B, T], 0 at the tokens that do not count, whose fields are then 0; None: all count.
     temperature: divides the logits, > 0.
     chunk: tokens whose logits exist at once, over all devices of a mesh: raise it with them.
 
@@ -59,36 +65,63 @@ def token_stats(
     raise ValueError(f"hidden {hidden.shape} must be targets {targets.shape} + (D,)")
   if head.ndim != 2 or head.shape[0] != hidden.shape[2]:
     raise ValueError(f"hidden {hidden.shape} and head {head.shape} must share D")
+  if mask is not None and mask.shape != targets.shape:
+    raise ValueError(f"mask {mask.shape} and targets {targets.shape} must match")
   if temperature <= 0 or chunk < 1:
     raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
-  if targets.shape[0] > chunk:  # Not even one token of each row fits: cut the flat sequence.
-    flat = token_stats(
-      hidden.reshape(1, -1, hidden.shape[2]),
-      head,
-      targets.reshape(1, -1),
-      temperature=temperature,
-      chunk=chunk,
+  shape = targets.shape
+  if shape[0] > chunk:  # Not even one token of each row fits: cut the flat sequence.
+    hidden, targets, mask = (
+      None if x is None else x.reshape(1, -1, *x.shape[2:]) for x in (hidden, targets, mask)
     )
-    return TokenStats(*(x.reshape(targets.shape) for x in flat))
-  chunks = -(-targets.shape[1] // (chunk // targets.shape[0]))
-  stats = _stats(
-    _split(hidden, chunks), head, _split(targets.astype(jnp.int32), chunks), float(temperature)
-  )
-  return TokenStats(*(_join(x, targets.shape[1]) for x in stats))
+  length = targets.shape[1]
+  chunks = -(-length // (chunk // targets.shape[0]))
+  targets, used, order_BT = targets.astype(jnp.int32), jnp.int32(chunks), None
+  if mask is not None:
+    order_BT = jnp.argsort(mask <= 0, axis=1, stable=True)
+    hidden, targets = _take(hidden, order_BT), _take(targets, order_BT)
+    longest = jnp.max(jnp.sum(mask > 0, axis=1, dtype=jnp.int32), initial=0)
+    used = -(-longest // -(-length // chunks))
+  split = (_split(hidden, chunks), head, _split(targets, chunks), used)
+  fields = [_join(x, length) for x in _stats(*split, float(temperature))]
+  if mask is not None:
+    back_BT = jnp.argsort(order_BT, axis=1)
+    fields = [jnp.where(mask > 0, _take(x, back_BT), 0.0) for x in fields]
+  return TokenStats(*(x.reshape(shape) for x in fields))
+
+
+def _take(x_BT: jax.Array, order_BT: jax.Array) -> jax.Array:
+  """x[b, order[b, t], ...]."""
+  index = order_BT.reshape(*order_BT.shape, *(1,) * (x_BT.ndim - 2))
+  return jnp.take_along_axis(x_BT, index, axis=1)
 
 
 def _split(x_BT: jax.Array, chunks: int) -> jax.Array:
-  """[B, T, ...] -> [N, B, R, ...]: time step t goes to chunk t mod N."""
+  """[B, T, ...] -> [N, B, R, ...]: chunk n has the time steps from n R on."""
   short = -x_BT.shape[1] % chunks
   x_BT = jnp.pad(x_BT, [(0, 0), (0, short)] + [(0, 0)] * (x_BT.ndim - 2))
-  x_BRN = x_BT.reshape(x_BT.shape[0], -1, chunks, *x_BT.shape[2:])
-  return jnp.moveaxis(x_BRN, 2, 0)
+  return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], chunks, -1, *x_BT.shape[2:]), 1, 0)
 
 
 def _join(x_NBR: jax.Array, length: int) -> jax.Array:
   """[N, B, R] -> [B, T], the inverse of `_split`."""
-  x_BRN = jnp.moveaxis(x_NBR, 0, 2)
-  return x_BRN.reshape(x_BRN.shape[0], -1)[:, :length]
+  x_BNR = jnp.moveaxis(x_NBR, 0, 1)
+  return x_BNR.reshape(x_BNR.shape[0], -1)[:, :length]
+
+
+def _each(used: jax.Array, body: Callable, start: Any, xs: Any) -> Any:
+  """`jax.lax.scan` over the first `used` elements of `xs`; the outputs of the others are 0."""
+  first = jax.tree.map(lambda x: x[0], xs)
+  size = jax.tree.leaves(xs)[0].shape[0]
+  shapes = jax.eval_shape(body, start, first)[1]
+  outputs = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
+
+  def step(i: jax.Array, carry: tuple) -> tuple:
+    state, outputs = carry
+    state, y = body(state, jax.tree.map(lambda x: x[i], xs))
+    return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), outputs, y)
+
+  return jax.lax.fori_loop(0, used, step, (start, outputs))
 
 
 def _logits(hidden: jax.Array, head: jax.Array, temperature: float) -> jax.Array:
@@ -102,8 +135,8 @@ def _is_target(logits_BRV: jax.Array, targets_BR: jax.Array) -> jax.Array:
   return ids_BRV == targets_BR[..., None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _stats(hidden_NBRD, head_DV, targets_NBR, temperature):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _stats(hidden_NBRD, head_DV, targets_NBR, used, temperature):
   head_DV = head_DV.astype(hidden_NBRD.dtype)
 
   def body(_, xs):
@@ -116,23 +149,23 @@ def _stats(hidden_NBRD, head_DV, targets_NBR, temperature):
     logsum_BR = jnp.log(sum_BR)
     picked_BR = jnp.sum(jnp.where(_is_target(logits_BRV, targets_BR), shifted_BRV, 0.0), axis=-1)
     entropy_BR = logsum_BR - jnp.sum(exp_BRV * shifted_BRV, axis=-1) / sum_BR
-    return None, TokenStats(picked_BR - logsum_BR, max_BR + logsum_BR, entropy_BR)
+    return (), TokenStats(picked_BR - logsum_BR, max_BR + logsum_BR, entropy_BR)
 
-  return jax.lax.scan(body, None, (hidden_NBRD, targets_NBR))[1]
+  return _each(used, body, (), (hidden_NBRD, targets_NBR))[1]
 
 
-def _forward(hidden, head, targets, temperature):
-  hidden, head, targets = hidden.value, head.value, targets.value
-  stats = _stats(hidden, head, targets, temperature)
-  return stats, (hidden, head, targets, stats.logsumexp, stats.entropy)
+def _forward(hidden, head, targets, used, temperature):
+  hidden, head, targets, used = hidden.value, head.value, targets.value, used.value
+  stats = _stats(hidden, head, targets, used, temperature)
+  return stats, (hidden, head, targets, used, stats.logsumexp, stats.entropy)
 
 
 def _backward(temperature, residuals, cotangents):
-  hidden_NBRD, head_DV, targets_NBR, logsumexp_NBR, entropy_NBR = residuals
+  hidden_NBRD, head_DV, targets_NBR, used, logsumexp_NBR, entropy_NBR = residuals
   dtype = hidden_NBRD.dtype
   weight = head_DV.astype(dtype)
   # A field that the loss does not depend on has no cotangent, and adds no work below.
-  used = TokenStats(*(None if isinstance(g, SymbolicZero) else g for g in cotangents))
+  slopes = TokenStats(*(None if isinstance(g, SymbolicZero) else g for g in cotangents))
 
   def body(grad_DV, xs):
     hidden_BRD, targets_BR, logsumexp_BR, entropy_BR, (logps_g, logsumexp_g, entropy_g) = xs
@@ -154,10 +187,10 @@ def _backward(temperature, residuals, cotangents):
     grad_DV += jnp.einsum("brd,brv->dv", hidden_BRD, g_BRV, **f32)
     return grad_DV, grad_BRD.astype(dtype)
 
-  xs = (hidden_NBRD, targets_NBR, logsumexp_NBR, entropy_NBR, used)
+  xs = (hidden_NBRD, targets_NBR, logsumexp_NBR, entropy_NBR, slopes)
   zeros_DV = jnp.zeros(head_DV.shape, jnp.float32)
-  grad_DV, grad_NBRD = jax.lax.scan(body, zeros_DV, xs)
-  return grad_NBRD, grad_DV.astype(head_DV.dtype), None
+  grad_DV, grad_NBRD = _each(used, body, zeros_DV, xs)
+  return grad_NBRD, grad_DV.astype(head_DV.dtype), None, None
 
 
 _stats.defvjp(_forward, _backward, symbolic_zeros=True)

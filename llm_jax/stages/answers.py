@@ -18,7 +18,7 @@ from llm_jax.stages import training
 from llm_jax.types import Batch, Params
 
 PROMPT_TOKENS = 64  # Room for a question and its markers; a longer one loses its oldest words.
-_ROWS = 256  # Rows per call of the sampler.
+_ROWS = 256  # Answers per call of the sampler, and rows per call of other functions.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +65,25 @@ def draw(
     stop: for a base model, which knows no turns: this text ends an answer, and so does the
       document's end.
   """
-  rows = [p for p in prompts for _ in range(samples)]
   root = jax.random.key(seed)
   end_id = tokenizer.eos_id if stop else tokenizer.end_id
+  count = max(1, _ROWS // samples)  # Prompts per call.
   rollouts = []
-  for start in range(0, len(rows), _ROWS):
-    part = rows[start : start + _ROWS]
+  for start in range(0, len(prompts), count):
+    part = prompts[start : start + count]
     # A short last call is padded, so that there is one shape to compile.
-    tokens, mask = batches.prompt_batch(part + [part[-1]] * (_ROWS - len(part)), PROMPT_TOKENS)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(
-      np.arange(start, start + _ROWS, dtype=np.uint32)
+    filled = [*part, *[part[-1]] * (count - len(part))]
+    tokens, mask = batches.prompt_batch(filled, PROMPT_TOKENS)
+    rows = np.arange(start * samples, (start + count) * samples, dtype=np.uint32)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(rows)
+    rolled = roll(
+      model, params, tokenizer, tokens, mask, keys, sampling, end_id=end_id, samples=samples
     )
-    out = jax.device_get(roll(model, params, tokenizer, tokens, mask, keys, sampling, end_id))
-    kept = len(part)
-    rollouts.append(jax.tree.map(lambda x, n=kept: x[:n], out))
+    kept = len(part) * samples
+    rollouts.append(jax.tree.map(lambda x, n=kept: x[:n], jax.device_get(rolled)))
   rollout = jax.tree.map(lambda *x: np.concatenate(x), *rollouts)
   said = texts(tokenizer, rollout, stop)
-  answers = [said[i : i + samples] for i in range(0, len(rows), samples)]
+  answers = [said[i : i + samples] for i in range(0, len(said), samples)]
   return Drawn(answers, jax.device_get(rollout_to_batch(rollout)), rollout.ended)
 
 
@@ -92,7 +94,16 @@ def texts(tokenizer: Tokenizer, rollout: Rollout, stop: str = "") -> list[Answer
 
 
 def roll(
-  model, params, tokenizer, tokens, mask, keys, sampling: config.Sampling, end_id: int | None = None
+  model,
+  params,
+  tokenizer,
+  tokens,
+  mask,
+  keys,
+  sampling: config.Sampling,
+  *,
+  end_id: int | None = None,
+  samples: int = 1,
 ) -> Rollout:
   """One call of the sampler with a config's settings; `end_id` is by default the turn's end."""
   return sample(
@@ -102,6 +113,7 @@ def roll(
     mask,
     keys,
     max_new=sampling.max_new,
+    samples=samples,
     temperature=sampling.temperature,
     top_k=sampling.top_k,
     top_p=sampling.top_p,
@@ -121,8 +133,9 @@ def logps_fn(model: Transformer, temperature: float = 1.0) -> Callable[[Params, 
   @jax.jit
   def logps(params: Params, batch: Batch) -> jax.Array:
     out = apply(params, batch, jax.random.key(0))
-    stats = token.token_stats(out.hidden, out.head, batch["targets"], temperature=temperature)
-    return stats.logps * batch["mask"]
+    return token.token_stats(
+      out.hidden, out.head, batch["targets"], mask=batch["mask"], temperature=temperature
+    ).logps
 
   return logps
 

@@ -72,6 +72,16 @@ def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):
   np.testing.assert_allclose(rollout.sampled_logps, rollout.logps, atol=1e-5)  # No truncation.
 
 
+def test_samples_of_a_prompt_are_rows_of_it_with_keys_of_their_own():
+  keys = jax.random.split(jax.random.key(3), 12)
+  together = run(keys=keys, samples=3)
+  apart = run(prompts=np.repeat(PROMPTS, 3, 0), mask=np.repeat(MASK, 3, 0), keys=keys)
+  for name in ("tokens", "positions", "segments", "mask", "lengths", "ended"):
+    np.testing.assert_array_equal(getattr(together, name), getattr(apart, name))
+  np.testing.assert_allclose(together.logps, apart.logps, atol=1e-5)
+  assert len(np.unique(together.tokens, axis=0)) > 4  # More than one answer to a prompt.
+
+
 def test_a_scanned_model_samples_what_its_unrolled_twin_samples():
   scanned = dataclasses.replace(MODEL, scan=True)
   first, second = run(), run(scanned, stack(PARAMS, 2))
@@ -206,8 +216,9 @@ def test_batches_are_shifted_and_aligned():
   ("change", "message"),
   [
     ({"mask": MASK[:, 1:]}, r"prompts \(4, 5\) and prompt_mask \(4, 4\)"),
-    ({"keys": KEYS[:3]}, r"keys \(3,\) must be one per row of prompts \(4, 5\)"),
+    ({"keys": KEYS[:3]}, r"keys \(3,\) must be one per answer"),
     ({"mask": MASK[:, ::-1]}, "padded on the left"),
+    ({"samples": 2}, "2 for each row"),
     ({"max_new": 0}, "max_new"),
     ({"temperature": -1.0}, "temperature"),
     ({"top_p": 0.0}, "top_p"),

@@ -64,6 +64,30 @@ def test_gradients_of_every_field_are_those_of_the_softmax(fields, shape, chunk)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "chunk"), [((4, 37), 16), ((7, 3), 4), ((1, 7), 1024)])
+def test_a_mask_leaves_counted_tokens_as_they_are_and_the_rest_zero(shape, chunk):
+  hidden, head, targets = problem(*shape)
+  mask = jnp.asarray(np.random.default_rng(0).integers(0, 2, shape), jnp.float32).at[0].set(0)
+  masked = jax.jit(functools.partial(token_stats, chunk=chunk, mask=mask))
+  for ours, theirs in zip(masked(hidden, head, targets), naive(hidden, head, targets), strict=True):
+    np.testing.assert_allclose(ours, theirs * mask, rtol=1e-5, atol=1e-5)
+  only = lambda *args: TokenStats(*(x * mask for x in naive(*args)))  # noqa: E731
+  got = mixed(token_stats, (0, 1, 2), targets, chunk=chunk, mask=mask)(hidden, head)
+  for ours, theirs in zip(got, mixed(only, (0, 1, 2), targets)(hidden, head), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_mask_leaves_out_may_be_anything():
+  hidden, head, targets = problem(2, 8)
+  mask = jnp.zeros((2, 8)).at[:, :2].set(1)
+  broken = hidden.at[:, 2:].set(jnp.nan)
+  stats = token_stats(broken, head, targets, mask=mask, chunk=4)
+  grads = mixed(token_stats, (0, 1, 2), targets, mask=mask, chunk=4)(broken, head)
+  assert all(np.isfinite(x).all() for x in (*stats, *grads))
+  empty = token_stats(broken, head, targets, mask=jnp.zeros((2, 8)))
+  assert all((x == 0).all() for x in empty)
+
+
 @pytest.mark.parametrize("head_dtype", [jnp.bfloat16, jnp.float32])
 def test_bfloat16_products_accumulate_in_float32(head_dtype):
   hidden, head, targets = problem(2, 16, dim=256, vocab=64, dtype=jnp.bfloat16, scale=0.1)
@@ -123,12 +147,17 @@ def test_an_unused_field_costs_nothing():
   assert flops(False) < flops(True)  # Forward code of a field that nobody reads is dead.
 
 
-def test_a_batch_sharded_over_devices_gives_the_same_and_stays_put():
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_sharded_over_devices_gives_the_same_and_stays_put(masked):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   hidden, head, targets = problem(16, 12)
   rows = NamedSharding(mesh, P("data"))
   placed = jax.device_put((hidden, targets), rows)
-  scalar = lambda hidden, head, targets: token_stats(hidden, head, targets, chunk=48).logps.sum()  # noqa: E731
+
+  def scalar(hidden, head, targets):
+    mask = (targets % 3 == 0).astype(jnp.float32) if masked else None
+    return token_stats(hidden, head, targets, mask=mask, chunk=48).logps.sum()
+
   grad = jax.jit(jax.grad(scalar, argnums=(0, 1)))
   lowered = grad.lower(placed[0], jax.device_put(head, NamedSharding(mesh, P())), placed[1])
   compiled = lowered.compile()
@@ -177,6 +206,7 @@ def test_works_under_vmap_and_remat():
   [
     ({"targets": jnp.zeros((2, 3), int)}, r"hidden \(2, 4, 8\) must be targets \(2, 3\)"),
     ({"head": jnp.zeros((7, 9))}, r"hidden \(2, 4, 8\) and head \(7, 9\)"),
+    ({"mask": jnp.ones((2, 3))}, r"mask \(2, 3\) and targets \(2, 4\) must match"),
     ({"temperature": 0.0}, "temperature 0.0 and chunk 512 must be positive"),
     ({"chunk": 0}, "chunk 0"),
   ],

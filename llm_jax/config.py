@@ -6,7 +6,7 @@ Only the standard library is imported, so that `--help` answers at once. A path 
 import dataclasses
 from dataclasses import field
 
-from llm_jax.errors import UserError
+from llm_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass
@@ -196,6 +196,7 @@ class Ppo(Stage):
   gamma: float = 1.0
   lam: float = 0.95
   value_coef: float = 0.1
+  critic_head: str = "zero"  # Or "reward": the critic starts as the whole reward model.
   entropy_coef: float = 0.0
   kl_estimator: str = "k1"  # In the reward; k1 is the unbiased one.
   kl_init: float = 0.05
@@ -219,6 +220,16 @@ class Ppo(Stage):
       raise UserError(
         "config.sampling.temperature must be above 0 and config.epochs at least 1, got "
         f"{self.sampling.temperature} and {self.epochs}"
+      )
+    if self.critic_head not in ("zero", "reward"):
+      raise UserError(
+        f'config.critic_head="{self.critic_head}" is unknown'
+        f"{nearest(self.critic_head, ('zero', 'reward'))}"
+      )
+    if self.sampling.top_k or self.sampling.top_p < 1:
+      raise UserError(
+        "config.sampling.top_k and top_p must be 0 and 1: the policy learns from the whole "
+        "distribution, so answers must be drawn from it"
       )
 
 

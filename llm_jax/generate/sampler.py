@@ -5,6 +5,7 @@ V vocabulary.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.struct
@@ -17,6 +18,8 @@ from llm_jax.generate.logits import draw, truncate
 from llm_jax.models.attention import Cache
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Batch, Params
+
+_SPLIT = 32  # Rows from which on a batch hands its last quarter over to a smaller one.
 
 
 class Rollout(NamedTuple):
@@ -122,6 +125,8 @@ def rollout_to_batch(rollout: Rollout) -> Batch:
 
 class _State(NamedTuple):
   step: jax.Array  # [] int32, tokens drawn so far.
+  keys: jax.Array  # [B]
+  first: jax.Array  # [B] int32, the position of the first new token.
   hidden: jax.Array  # [B, D], the state that predicts the next token.
   ended: jax.Array  # [B] bool.
   tokens: jax.Array  # [B, N] int32.
@@ -153,25 +158,22 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   prompts, positions_BP, segments_BP, hidden_BD, cache = _repeat(
     (prompts, positions_CP, segments_CP, *prefilled), setting.samples
   )
-  first_B = segments_BP.sum(axis=1)  # The position of the first new token.
+  first_B = segments_BP.sum(axis=1)
 
   def advance(state: _State) -> _State:
     """Reads the newest token of every row, then draws the next."""
     at = state.step - 1
     token_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, axis=1)
     segment_B1 = jax.lax.dynamic_slice_in_dim(state.mask, at, 1, axis=1).astype(jnp.int32)
-    position_B1 = (first_B + at)[:, None]
+    position_B1 = (state.first + at)[:, None]
     hidden_B1D, cache = model.apply(
       {"params": params}, token_B1, position_B1, segment_B1, cache=state.cache
     )
-    return _pick(setting, head_DV, keys, state._replace(hidden=hidden_B1D[:, 0], cache=cache))
+    return _pick(setting, head_DV, state._replace(hidden=hidden_B1D[:, 0], cache=cache))
 
-  def unfinished(state: _State) -> jax.Array:
-    return (state.step < setting.max_new) & ~jnp.all(state.ended)
-
-  state = _pick(setting, head_DV, keys, _start(hidden_BD, cache, setting))
-  state = jax.lax.while_loop(unfinished, advance, state)
-  return _rollout(state, prompts, positions_BP, segments_BP, first_B)
+  state = _pick(setting, head_DV, _start(keys, first_B, hidden_BD, cache, setting))
+  state = _decode(advance, state, setting.max_new)
+  return _rollout(state, prompts, positions_BP, segments_BP)
 
 
 def _prefill(model, params, prompts, positions_CP, segments_CP, setting: _Setting):
@@ -188,11 +190,13 @@ def _repeat(tree, samples: int):
   return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0) if x.ndim else x, tree)
 
 
-def _start(hidden_BD: jax.Array, cache: Cache, setting: _Setting) -> _State:
+def _start(keys, first_B, hidden_BD: jax.Array, cache: Cache, setting: _Setting) -> _State:
   rows = hidden_BD.shape[0]
   zeros_BN = jnp.zeros((rows, setting.max_new), jnp.float32)
   return _State(
     step=jnp.int32(0),
+    keys=keys,
+    first=first_B,
     hidden=hidden_BD,
     ended=jnp.zeros(rows, bool),
     tokens=jnp.full(zeros_BN.shape, setting.pad_id, jnp.int32),
@@ -203,7 +207,30 @@ def _start(hidden_BD: jax.Array, cache: Cache, setting: _Setting) -> _State:
   )
 
 
-def _pick(setting: _Setting, head_DV, keys, state: _State) -> _State:
+def _decode(advance: Callable[[_State], _State], state: _State, max_new: int) -> _State:
+  """Advances until every row has ended or is full.
+
+  Most answers are short and a few are long: once a quarter of the rows is left, these go on as a
+  batch of their own.
+  """
+  rows = len(state.ended)
+  few = rows // 4 if rows >= _SPLIT else 0
+
+  def unfinished(state: _State) -> jax.Array:
+    return (state.step < max_new) & (jnp.sum(~state.ended) > few)
+
+  state = jax.lax.while_loop(unfinished, advance, state)
+  if not few:
+    return state
+  alive = jnp.argsort(state.ended, stable=True)[:few]
+  rest = _decode(advance, jax.tree.map(lambda x: x[alive] if x.ndim else x, state), max_new)
+  written = ("tokens", "mask", "logps", "sampled_logps", "ended")
+  return state._replace(
+    **{name: getattr(state, name).at[alive].set(getattr(rest, name)) for name in written}
+  )
+
+
+def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   """Draws token number `state.step` of every row from its hidden state, and writes it down."""
   logits_BV = jnp.dot(state.hidden, head_DV, preferred_element_type=jnp.float32)
   logits_BV = logits_BV / setting.temperature
@@ -213,7 +240,7 @@ def _pick(setting: _Setting, head_DV, keys, state: _State) -> _State:
     sampled_B = jnp.zeros_like(logp_B)
   else:
     kept_BV = truncate(logits_BV, setting.top_k, setting.top_p if setting.nucleus else 1.0)
-    token_B = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, state.step), kept_BV)
+    token_B = draw(jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step), kept_BV)
     logp_B, sampled_B = _logp(logits_BV, token_B), _logp(kept_BV, token_B)
   alive_B = ~state.ended
 
@@ -236,7 +263,7 @@ def _logp(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
   return picked_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def _rollout(state: _State, prompts, positions_BP, segments_BP, first_B) -> Rollout:
+def _rollout(state: _State, prompts, positions_BP, segments_BP) -> Rollout:
   zeros_BP = jnp.zeros(prompts.shape, jnp.float32)
   steps_N = jnp.arange(state.tokens.shape[1])
 
@@ -245,7 +272,7 @@ def _rollout(state: _State, prompts, positions_BP, segments_BP, first_B) -> Roll
 
   return Rollout(
     tokens=join(prompts, state.tokens),
-    positions=join(positions_BP, first_B[:, None] + steps_N[None, :]),
+    positions=join(positions_BP, state.first[:, None] + steps_N[None, :]),
     segments=join(segments_BP, state.mask.astype(jnp.int32)),
     mask=join(zeros_BP, state.mask),
     logps=join(zeros_BP, state.logps),

@@ -51,6 +51,7 @@ def draw(
   seed: int,
   samples: int = 1,
   stop: str = "",
+  rows: int = _ROWS,
 ) -> Drawn:
   """Draws `samples` answers to each of `prompts`; row r of a seed is the same in any batch.
 
@@ -64,18 +65,19 @@ def draw(
     samples: answers per prompt.
     stop: for a base model, which knows no turns: this text ends an answer, and so does the
       document's end.
+    rows: answers per call of the sampler.
   """
   root = jax.random.key(seed)
   end_id = tokenizer.eos_id if stop else tokenizer.end_id
-  count = max(1, _ROWS // samples)  # Prompts per call.
+  count = max(1, rows // samples)  # Prompts per call.
   rollouts = []
   for start in range(0, len(prompts), count):
     part = prompts[start : start + count]
     # A short last call is padded, so that there is one shape to compile.
     filled = [*part, *[part[-1]] * (count - len(part))]
     tokens, mask = batches.prompt_batch(filled, PROMPT_TOKENS)
-    rows = np.arange(start * samples, (start + count) * samples, dtype=np.uint32)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(rows)
+    numbers = np.arange(start * samples, (start + count) * samples, dtype=np.uint32)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, root))(numbers)
     rolled = roll(
       model, params, tokenizer, tokens, mask, keys, sampling, end_id=end_id, samples=samples
     )

@@ -1,11 +1,12 @@
 """Judges the policies of a pipeline on held-out questions: gold, reward, KL, win rates."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,7 +29,7 @@ BASE_PROMPTS = {
 }
 
 
-_TRIED = 200  # Questions that the base model's prompts are compared on.
+_TRIED = 80  # Questions that the base model's prompts are compared on.
 INPUTS = ("pretrain", "sft", "reward", "reward_shuffled", "dpo", "ppo")
 
 
@@ -50,13 +51,14 @@ def run(cfg: config.Evaluate, workdir: str) -> dict:
     if inputs[name]:
       drawn[name] = bench.ask(name)
   again = bench.ask("sft", "again")
-  golds = {name: bench.golds(d) for name, d in drawn.items()}
+  tables = {name: bench.table(d) for name, d in drawn.items()}
+  golds = {name: totals(table) for name, table in tables.items()}
   summary = {
-    "policies": {name: bench.measure(name, d) for name, d in drawn.items()},
+    "policies": {name: bench.measure(name, d, tables[name]) for name, d in drawn.items()},
     "win_rates": {
       f"{name}_vs_sft": win_rate(golds[name], golds["sft"]) for name in drawn if name != "sft"
     }
-    | {"sft_vs_sft": win_rate(bench.golds(again), golds["sft"])},
+    | {"sft_vs_sft": win_rate(totals(bench.table(again)), golds["sft"])},
     "reward": bench.reward_model(),
     "answers": bench.examples(drawn, golds),
     "next_token": next_tokens(root, bench),
@@ -142,25 +144,27 @@ class Bench:
   def best_base(self, base: runs.Run) -> Drawn:
     """The base model's answers with the prompt that gives it the highest relevance.
 
-    The prompts are compared on the first answers to a part of these same questions. A page has no
-    turns, so a line's end counts as the end of an answer.
+    The prompts are compared on the answers to a part of these same questions. A page has no turns,
+    so a line's end counts as the end of an answer.
     """
     part = self.questions[:_TRIED]
     truths = [q.answer for q in part]
     relevances = {}
     for name in BASE_PROMPTS:
-      drawn = self._draw_base(base, name, part, samples=1)
+      drawn = self._draw_base(base, name, part)
       relevances[name] = float(_relevance(drawn, truths).mean())
     self.base_prompt = max(relevances, key=relevances.get)
-    return self._draw_base(base, self.base_prompt, self.questions, self.cfg.samples)
+    return self._draw_base(base, self.base_prompt, self.questions)
 
-  def golds(self, drawn: Drawn) -> np.ndarray:
-    """[Q, n] gold scores."""
-    return np.array([[g.total for g in row] for row in self._gold(drawn)])
+  def table(self, drawn: Drawn) -> list[list[gold.Gold]]:
+    """The gold score of every answer, [Q][n]."""
+    return [
+      [gold.score(a.text, q.answer, a.ended) for a in row]
+      for q, row in zip(self.questions, drawn.answers, strict=True)
+    ]
 
-  def measure(self, name: str, drawn: Drawn) -> dict[str, float]:
-    """Every figure of one policy, with standard errors over questions."""
-    table = self._gold(drawn)
+  def measure(self, name: str, drawn: Drawn, table: list[list[gold.Gold]]) -> dict[str, float]:
+    """Every figure of one policy, with standard errors over questions; `table` is `drawn`'s."""
     shuffled_Qn = _relevance(drawn, self.others)
     columns = {
       "end_rate": [[g.ends for g in row] for row in table],
@@ -214,9 +218,7 @@ class Bench:
       for i, q in enumerate(self.questions[:count])
     ]
 
-  def _draw_base(
-    self, base: runs.Run, prompt: str, questions: Sequence[Question], samples: int
-  ) -> Drawn:
+  def _draw_base(self, base: runs.Run, prompt: str, questions: Sequence[Question]) -> Drawn:
     texts = (BASE_PROMPTS[prompt].format(**dataclasses.asdict(q)) for q in questions)
     prompts = [[self.tokenizer.bos_id, *self.tokenizer.encode(text)] for text in texts]
     return answers.draw(
@@ -226,29 +228,35 @@ class Bench:
       prompts,
       self.cfg.sampling,
       seed=self.cfg.seed,
-      samples=samples,
+      samples=self.cfg.samples,
       stop="\n",
     )
 
-  def _gold(self, drawn: Drawn) -> list[list[gold.Gold]]:
-    return [
-      [gold.score(a.text, q.answer, a.ended) for a in row]
-      for q, row in zip(self.questions, drawn.answers, strict=True)
-    ]
+  @functools.cached_property
+  def _score(self) -> Callable:
+    return scores.reward_model(heads.Scorer.from_config(self.judge.shape))
+
+  @functools.cached_property
+  def _logps(self) -> Callable:
+    return answers.logps_fn(self.sft.model, self.cfg.sampling.temperature)
 
   def _rewards(self, drawn: Drawn) -> np.ndarray:
-    score = scores.reward_model(heads.Scorer.from_config(self.judge.shape))
-    flat = answers.in_rows(lambda part: score(self.judge.params, part), drawn.batch)
+    flat = answers.in_rows(lambda part: self._score(self.judge.params, part), drawn.batch)
     return flat.reshape(len(self.questions), -1)
 
   def _kl(self, name: str, drawn: Drawn) -> np.ndarray:
-    policy = runs.load(str(self.root / name), "run").params
-    logps = answers.logps_fn(self.sft.model, self.cfg.sampling.temperature)
+    if name == "sft":
+      return np.zeros((len(self.questions), self.cfg.samples))
     mine, theirs = (
-      answers.in_rows(lambda part, p=p: logps(p, part).sum(1), drawn.batch)
-      for p in (policy, self.sft.params)
+      answers.in_rows(lambda part, p=p: self._logps(p, part).sum(1), drawn.batch)
+      for p in (runs.load(str(self.root / name), "run").params, self.sft.params)
     )
     return (mine - theirs).reshape(len(self.questions), -1)
+
+
+def totals(table: list[list[gold.Gold]]) -> np.ndarray:
+  """[Q, n] gold scores of a table of their parts."""
+  return np.array([[g.total for g in row] for row in table])
 
 
 def calibration(margin_N: np.ndarray, bins: int = 8) -> list[dict[str, float]]:

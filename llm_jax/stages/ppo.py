@@ -22,6 +22,8 @@ from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
 
 Score = Callable[[Params, Batch], jax.Array]
 
+_REFERENCE = 256  # Answers of the reference that fix the units of a score.
+
 
 def run(
   cfg: config.Ppo,
@@ -72,8 +74,7 @@ def run(
     workdir,
     loss_fn=objective,
     make_params=make_params,
-    # The critic starts as the reward model (Ouyang et al. 2022, appendix C.4).
-    loaded={"policy": collect.reference, "critic": collect.normal.rescale(collect.judge)},
+    loaded={"policy": collect.reference, "critic": collect.first_critic()},
     feed=feed,
     place=collect.place,
     row_tokens=answers.PROMPT_TOKENS + cfg.sampling.max_new - 1,
@@ -140,8 +141,15 @@ class Collector:
     start = start._replace(params=jax.device_put(start.params))
     judge = judge._replace(params=jax.device_put(judge.params))
     score = score or scores.reward_model(heads.Scorer.from_config(judge.shape))
+    # As many rows a call as an iteration has: nothing is compiled twice.
     first = answers.draw(
-      start.model, start.params, tokenizer, prompts[:256], cfg.sampling, seed=cfg.seed
+      start.model,
+      start.params,
+      tokenizer,
+      prompts[:_REFERENCE],
+      cfg.sampling,
+      seed=cfg.seed,
+      rows=cfg.rollouts,
     )
     return cls(
       cfg,
@@ -155,7 +163,7 @@ class Collector:
       start.params,
       judge.params,
       score,
-      scores.standard(score, judge.params, first.batch),
+      scores.standard(score, judge.params, first.batch, cfg.rollouts),
     )
 
   def __call__(self, state: TrainState, iteration: int, carried: dict) -> tuple[Batch, dict]:
@@ -183,6 +191,16 @@ class Collector:
       kl = metrics["objective/kl"]
       carried["kl_coef"] = float(controller.update(carried["kl_coef"], kl, cfg.rollouts))
     return labelled, metrics
+
+  def first_critic(self) -> Params:
+    """The critic's start: the reward model (Ouyang et al. 2022, appendix C.4).
+
+    With `critic_head` "zero" only its decoder: read before the end, where it was not trained, a
+    reward model takes an answer for a bad one.
+    """
+    if self.cfg.critic_head == "zero":
+      return heads.critic_from_decoder(self.judge["decoder"])
+    return self.normal.rescale(self.judge)
 
   def _choose(self, iteration: int) -> np.ndarray:
     rng = np.random.default_rng([self.cfg.seed, iteration])

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config, spec
@@ -100,11 +101,21 @@ def next_token_table(
   model: Transformer, params, tokenizer, contexts: list[tuple[str, str]], top: int = 5
 ) -> list[dict]:
   """The `top` likeliest next tokens after each (context, what came next) pair."""
+  ids = [[tokenizer.bos_id, *tokenizer.encode(context)] for context, _ in contexts]
+  last_B = np.array([len(row) for row in ids]) - 1
+  tokens_BT = np.full((len(ids), last_B.max() + 1), tokenizer.pad_id, np.int32)
+  for tokens_T, row in zip(tokens_BT, ids, strict=True):
+    tokens_T[: len(row)] = row
+
+  @jax.jit
+  def probabilities(params, tokens_BT, last_B):
+    logits_BTV = model.apply({"params": params}, tokens_BT, method="logits")
+    picked_BV = jnp.take_along_axis(logits_BTV, last_B[:, None, None], axis=1)[:, 0]
+    return jax.nn.softmax(picked_BV)
+
+  p_BV = np.asarray(probabilities(params, tokens_BT, last_B))
   rows = []
-  for context, truth in contexts:
-    ids = [tokenizer.bos_id, *tokenizer.encode(context)]
-    logits_BTV = model.apply({"params": params}, np.asarray([ids]), method="logits")
-    p_V = jax.nn.softmax(logits_BTV[0, -1])
+  for (context, truth), p_V in zip(contexts, p_BV, strict=True):
     best = np.argsort(-p_V)[:top]
     candidates = [[tokenizer.decode([int(i)]), float(p_V[i])] for i in best]
     rows.append({"context": context, "truth": truth, "candidates": candidates})

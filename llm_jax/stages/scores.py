@@ -34,7 +34,9 @@ def reward_model(scorer: heads.Scorer) -> Callable[[Params, Batch], jax.Array]:
   return jax.jit(lambda params, batch: apply(params, batch, jax.random.key(0)).scores)
 
 
-def standard(score: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch) -> Normal:
-  """Mean and standard deviation of the scores of a batch of reference answers."""
-  scores = answers.in_rows(lambda part: score(params, part), batch)
+def standard(
+  score: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch, rows: int
+) -> Normal:
+  """Mean and standard deviation of the scores of reference answers, `rows` of them a call."""
+  scores = answers.in_rows(lambda part: score(params, part), batch, rows)
   return Normal(float(scores.mean()), float(max(scores.std(), 1e-6)))

@@ -10,6 +10,8 @@ control is the relevance to *another* question's answer: style alone raises both
 """
 
 import dataclasses
+import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -68,11 +70,11 @@ def relevance(answer: str, truth: str) -> float:
   chrF (Popovic 2015, W15-3049) with beta = 1 and the orders averaged after the F score. Orders
   that the longer of the two texts does not reach are left out.
   """
-  a, b = ("".join(text.lower().split()) for text in (answer, truth))
+  a, b = _grams(answer), _grams(truth)
   if not a or not b:
     return 0.0
-  scores = [_f1(_grams(a, n), _grams(b, n)) for n in _ORDERS if max(len(a), len(b)) >= n]
-  return sum(scores) / len(scores)
+  orders = itertools.zip_longest(a, b, fillvalue=Counter())
+  return sum(_f1(*grams) for grams in orders) / max(len(a), len(b))
 
 
 def shuffled(truths: Sequence[str], seed: int = 0) -> list[str]:
@@ -92,12 +94,14 @@ def shuffled(truths: Sequence[str], seed: int = 0) -> list[str]:
   return [to[text] for text in truths]
 
 
-def _grams(text: str, n: int) -> Counter:
-  return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+@functools.lru_cache(maxsize=8192)  # A truth meets many answers, an answer two truths.
+def _grams(text: str) -> list[Counter]:
+  """The counts of n-grams for each order that the text reaches."""
+  text = "".join(text.lower().split())
+  reached = (n for n in _ORDERS if n <= len(text))
+  return [Counter([text[i : i + n] for i in range(len(text) - n + 1)]) for n in reached]
 
 
 def _f1(a: Counter, b: Counter) -> float:
-  total = a.total() + b.total()
-  small, large = (a, b) if len(a) < len(b) else (b, a)
-  same = sum(min(count, large[gram]) for gram, count in small.items())
-  return 2 * same / total if total else 0.0
+  same = sum(min(a[gram], b[gram]) for gram in a.keys() & b.keys())
+  return 2 * same / (a.total() + b.total())

@@ -143,14 +143,23 @@ def logps_fn(model: Transformer, temperature: float = 1.0) -> Callable[[Params, 
 
 
 def in_rows(fn: Callable[[Batch], jax.Array], batch: Batch, rows: int = _ROWS) -> np.ndarray:
-  """Applies `fn` to `rows` rows at a time; the last part is padded, so that one shape compiles."""
-  size = len(batch["tokens"])
-  parts = []
+  """Applies `fn`, LM batch -> one value a row, to `rows` rows at a time; returns [B].
+
+  Rows of like length go together, and columns at the end that none of them uses are left out. The
+  widths are multiples of 32 and the last part is filled up, so that few shapes compile.
+  """
+  size, length = batch["tokens"].shape
+  width_B = np.max(np.where(np.asarray(batch["segments"]) > 0, np.arange(1, length + 1), 1), 1)
+  order_B = np.argsort(width_B, kind="stable")
+  values_B = None
   for start in range(0, size, rows):
-    index = np.minimum(np.arange(start, start + rows), size - 1)
-    part = jax.tree.map(lambda x, i=index: x[i], dict(batch))
-    parts.append(np.asarray(fn(part))[: size - start])
-  return np.concatenate(parts)
+    index = order_B[np.minimum(np.arange(start, start + rows), size - 1)]
+    width = min(length, -(-width_B[index].max() // 32) * 32)
+    part = np.asarray(fn(jax.tree.map(lambda x, i=index, w=width: x[i, :w], dict(batch))))
+    if values_B is None:
+      values_B = np.zeros(size, part.dtype)
+    values_B[index] = part  # The rows that fill up the last part say the same again.
+  return values_B
 
 
 def _answer(tokenizer: Tokenizer, drawn: np.ndarray, ended: bool, stop: str) -> Answer:

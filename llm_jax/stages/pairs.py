@@ -13,7 +13,7 @@ from llm_jax.errors import UserError, nearest
 from llm_jax.types import Batch
 
 Tokens = tuple[list[int], list[int]]  # Tokens and mask of one conversation.
-SIDES = {"chosen", "rejected"}
+SIDES = ("chosen", "rejected")
 
 
 def load(directory: str, split: str, kinds: str = "") -> list[Pair]:
@@ -42,10 +42,7 @@ def load(directory: str, split: str, kinds: str = "") -> list[Pair]:
 def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], length: int) -> list[dict[str, Tokens]]:
   """Each pair as {"chosen": (tokens, mask), "rejected": (tokens, mask)}."""
   return [
-    {
-      side: conversation(tokenizer, pair.prompt, getattr(pair, side), length)
-      for side in ("chosen", "rejected")
-    }
+    {side: conversation(tokenizer, pair.prompt, getattr(pair, side), length) for side in SIDES}
     for pair in pairs
   ]
 
@@ -62,7 +59,9 @@ def conversation(tokenizer: Tokenizer, prompt: str, answer: Answer, length: int)
 
 def collate(rows: Sequence[Mapping[str, Any]], length: int) -> Batch:
   """One pair batch of encoded pairs; a pair's numbers (`ref_chosen`, ...) become [B] arrays."""
-  extras = {key: np.array([row[key] for row in rows], np.float32) for key in rows[0].keys() - SIDES}
+  extras = {
+    key: np.array([row[key] for row in rows], np.float32) for key in rows[0].keys() - {*SIDES}
+  }
   return batches.pair_batch(rows, length) | extras
 
 

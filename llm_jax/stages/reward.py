@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config, spec
@@ -12,9 +10,9 @@ from llm_jax.data import batches
 from llm_jax.data.preferences import KINDS, Pair
 from llm_jax.losses import objectives
 from llm_jax.models import heads
-from llm_jax.stages import pairs, runs, training
+from llm_jax.stages import answers, pairs, runs, scores, training
 from llm_jax.train import loop, parallel
-from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
+from llm_jax.types import Params, TrainState
 
 
 def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> TrainState:
@@ -42,7 +40,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   return training.train(
     cfg,
     workdir,
-    loss_fn=objectives.score_pairs(scorer_apply(scorer), pair_loss, center=cfg.center),
+    loss_fn=objectives.score_pairs(scores.scorer_apply(scorer), pair_loss, center=cfg.center),
     make_params=training.initializer(scorer),
     loaded={"decoder": start.params},
     feed=loop.IteratorFeed(
@@ -54,45 +52,15 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   )
 
 
-def scorer_apply(scorer: heads.Scorer) -> Apply:
-  """Binds a reward model for objectives on scores: one score a row, read at the turn's end."""
-
-  def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
-    return Outputs(scores=scorer.apply({"params": params}, **whole(batch)))
-
-  return apply
-
-
-def whole(batch: Batch) -> Batch:
-  """The rows of an LM batch [B, T] with their last targets as inputs too: [B, T + 1].
-
-  An LM batch's inputs stop one short of its targets, so the token that ends an answer is in none
-  of them; a reward model must see it. One segment a row, padded on either side.
-  """
-  real_BT, said_BT = batch["segments"] > 0, batch["mask"] > 0
-  last_BT = jnp.pad(real_BT[:, 1:], ((0, 0), (0, 1))) | (real_BT & said_BT)
-  real_BL = jnp.concatenate([real_BT[:, :1], last_BT], 1)
-  return {
-    "tokens": jnp.concatenate([batch["tokens"][:, :1], batch["targets"]], 1),
-    "positions": jnp.maximum(jnp.cumsum(real_BL, 1) - 1, 0),
-    "segments": real_BL.astype(jnp.int32),
-  }
-
-
 def margins_fn(scorer: heads.Scorer) -> Callable[..., np.ndarray]:
   """Returns (params, tokenizer, pairs, length) -> [N] score of chosen minus score of rejected."""
-  apply = scorer_apply(scorer)
-
-  @jax.jit
-  def step(params: Params, batch: Batch) -> jax.Array:
-    rng = jax.random.key(0)
-    sides = (apply(params, batch[side], rng).scores for side in ("chosen", "rejected"))
-    return jnp.stack(list(sides), 1)
+  score = scores.reward_model(scorer)
 
   def margins(params, tokenizer, held_out: Sequence[Pair], length: int) -> np.ndarray:
     encoded = pairs.encode(tokenizer, held_out, length)
-    scores = [step(params, batch) for batch in pairs.in_order(encoded, length, 64)]
-    chosen_N, rejected_N = np.concatenate([np.asarray(s) for s in scores])[: len(held_out)].T
+    batch = batches.lm_batch([row[side] for side in pairs.SIDES for row in encoded], length)
+    scores_2N = answers.in_rows(lambda part: score(params, part), batch)
+    chosen_N, rejected_N = np.split(scores_2N, 2)
     return chosen_N - rejected_N
 
   return margins

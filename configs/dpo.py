@@ -17,7 +17,7 @@ def get_config() -> config.Dpo:
   cfg.kinds = "sft_sample"
   cfg.steps = 100
   cfg.batch = 32
-  cfg.length = 80
+  cfg.length = 72
   cfg.eval_every = 100
   cfg.optimizer.lr = 1.2e-4
   cfg.optimizer.warmup = 10

@@ -12,7 +12,7 @@ def get_config() -> config.Reward:
   cfg = config.Reward()
   cfg.steps = 100
   cfg.batch = 32
-  cfg.length = 80
+  cfg.length = 72
   cfg.eval_every = 100
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 1e-3

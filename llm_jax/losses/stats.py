@@ -61,14 +61,7 @@ def token_stats(
   Raises:
     ValueError: if the shapes do not fit, or `temperature` or `chunk` is not positive.
   """
-  if hidden.ndim != 3 or hidden.shape[:2] != targets.shape:
-    raise ValueError(f"hidden {hidden.shape} must be targets {targets.shape} + (D,)")
-  if head.ndim != 2 or head.shape[0] != hidden.shape[2]:
-    raise ValueError(f"hidden {hidden.shape} and head {head.shape} must share D")
-  if mask is not None and mask.shape != targets.shape:
-    raise ValueError(f"mask {mask.shape} and targets {targets.shape} must match")
-  if temperature <= 0 or chunk < 1:
-    raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
+  _check(hidden, head, targets, mask, temperature, chunk)
   shape = targets.shape
   if shape[0] > chunk:  # Not even one token of each row fits: cut the flat sequence.
     hidden, targets, mask = (
@@ -88,6 +81,17 @@ def token_stats(
     back_BT = jnp.argsort(order_BT, axis=1)
     fields = [jnp.where(mask > 0, _take(x, back_BT), 0.0) for x in fields]
   return TokenStats(*(x.reshape(shape) for x in fields))
+
+
+def _check(hidden, head, targets, mask, temperature, chunk) -> None:
+  if hidden.ndim != 3 or hidden.shape[:2] != targets.shape:
+    raise ValueError(f"hidden {hidden.shape} must be targets {targets.shape} + (D,)")
+  if head.ndim != 2 or head.shape[0] != hidden.shape[2]:
+    raise ValueError(f"hidden {hidden.shape} and head {head.shape} must share D")
+  if mask is not None and mask.shape != targets.shape:
+    raise ValueError(f"mask {mask.shape} and targets {targets.shape} must match")
+  if temperature <= 0 or chunk < 1:
+    raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
 
 
 def _take(x_BT: jax.Array, order_BT: jax.Array) -> jax.Array:

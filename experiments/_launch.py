@@ -94,6 +94,7 @@ def _launch(
     return
   if not workdir:
     raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")
+  _take_huge_pages()
   with rundir.launch(cfg, workdir, overrides, argv):
     _quiet_libraries()
     importlib.import_module(f"llm_jax.stages.{stage}").run(cfg, workdir, **swap)
@@ -239,6 +240,19 @@ def _flag_message(error: flags.Error, cfg: Any) -> str:
     return line
   value = functools.reduce(getattr, match[1].split("."), cfg)
   return f"--config.{match[1]}={match[2]}: config.{match[1]} takes {_KINDS[type(value)]}"
+
+
+def _take_huge_pages() -> None:
+  """Starts this process anew, once, with glibc's large blocks in huge pages.
+
+  XLA on a CPU takes a step's arrays from malloc and gives them back after it. In pages of 4 kB the
+  kernel clears tens of thousands of them at every step: a fifth of a small model's time.
+  """
+  if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+    return
+  os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # Read by glibc only at the start.
+  sys.stdout.flush()
+  os.execv(sys.executable, sys.orig_argv)
 
 
 def _quiet_libraries() -> None:

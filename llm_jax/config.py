@@ -156,6 +156,7 @@ class Preferences:
   validation_questions: int = 400
   samples: int = 8  # Answers per question, of which two make a pair.
   easy: float = 0.35  # Training questions that get a cut-off and a repetitive pair, as a fraction.
+  others: int = 2  # Pairs of a training question with other objects' answers.
   sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -77,20 +77,21 @@ def relevance(answer: str, truth: str) -> float:
   return sum(_f1(*grams) for grams in orders) / max(len(a), len(b))
 
 
-def shuffled(truths: Sequence[str], seed: int = 0) -> list[str]:
+def shuffled(truths: Sequence[str], seed: int = 0, step: int = 1) -> list[str]:
   """Returns `truths` with every item moved to another question (a seeded derangement).
 
-  Equal texts count as one answer, so that no question keeps its own.
+  Equal texts count as one answer, so that no question keeps its own. Other steps of one seed give
+  a question other answers.
 
   Raises:
-    ValueError: if there are fewer than two different answers.
+    ValueError: if there are no more than `step` different answers.
   """
   texts = list(dict.fromkeys(truths))
-  if len(texts) < 2:
-    raise ValueError("a shuffled control needs at least two different answers")
+  if len(texts) <= step:
+    raise ValueError(f"a shuffled control of step {step} needs at least {step + 1} answers")
   order = np.random.default_rng(seed).permutation(len(texts))
-  # One step along a random cycle: no fixed points, and each answer is used as often as before.
-  to = {texts[i]: texts[j] for i, j in zip(order, np.roll(order, 1), strict=True)}
+  # Steps along a random cycle: no fixed points, and each answer is used as often as before.
+  to = {texts[i]: texts[j] for i, j in zip(order, np.roll(order, step), strict=True)}
   return [to[text] for text in truths]
 
 

@@ -57,6 +57,7 @@ def build(
   samples: Sequence[Sequence[Answer]],
   seed: int,
   easy: float = 1.0,
+  others: int = 1,
 ) -> list[Pair]:
   """Returns pairs of each kind for every question that has them, in a seeded order.
 
@@ -66,20 +67,20 @@ def build(
     seed: of the cuts, the repeats and the order.
     easy: the fraction of questions that get a `cut_off` and a `repetitive` pair. A model learns
       these from a few, and more of them only take the place of pairs that teach it something.
+    others: `other_object` pairs of a question, each with another wrong answer. They are the hard
+      kind, the only one that is about content alone, and cost no samples.
   """
   rng = np.random.default_rng(seed)
-  others = gold.shuffled([q.answer for q in questions], seed)
+  truths = [q.answer for q in questions]
+  wrong = [gold.shuffled(truths, seed, k + 1) for k in range(others)]
   pairs = []
-  for question, other, drawn in zip(questions, others, samples, strict=True):
+  for i, (question, drawn) in enumerate(zip(questions, samples, strict=True)):
     truth = question.answer
-    spoilt = {
-      "other_object": Answer(other),
-      "cut_off": Answer(_cut(truth, rng)),
-      "repetitive": Answer(_repeat(truth, rng)),
-    }
-    if rng.random() >= easy:
-      del spoilt["cut_off"], spoilt["repetitive"]
-    for kind, rejected in spoilt.items():
+    spoilt = [("other_object", Answer(answers[i])) for answers in wrong]
+    if rng.random() < easy:
+      spoilt.append(("cut_off", Answer(_cut(truth, rng))))
+      spoilt.append(("repetitive", Answer(_repeat(truth, rng))))
+    for kind, rejected in spoilt:
       pairs.append(_pair(question, Answer(truth), rejected, kind))
     for longer in (True, False):
       best = _widest(drawn, truth, longer)

@@ -38,8 +38,8 @@ def run(cfg: config.Preferences, workdir: str) -> dict[str, dict[str, int]]:
       seed=cfg.seed,
       samples=cfg.samples,
     )
-    easy = cfg.easy if split == "train" else 1.0
-    pairs = preferences.build(questions, drawn.answers, cfg.seed, easy)
+    easy, others = (cfg.easy, cfg.others) if split == "train" else (1.0, 1)
+    pairs = preferences.build(questions, drawn.answers, cfg.seed, easy, others)
     if split == "validation":
       pairs += preferences.plain(questions, drawn.answers)
     temporary = out / f"{split}.jsonl.tmp"

@@ -70,6 +70,13 @@ def test_no_rejected_answer_of_another_object_is_the_true_one():
     assert pair.rejected != pair.chosen
 
 
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_question_meets_so_many_other_answers(others):
+  pairs = preferences.build(asked(8), [[]] * 8, seed=0, easy=0, others=others)
+  assert len(pairs) == len(set(pairs)) == 8 * others
+  assert all(p.kind == "other_object" and p.rejected != p.chosen for p in pairs)
+
+
 def test_a_seed_fixes_the_pairs_and_files_keep_them(tmp_path):
   pairs = preferences.build(asked(8), SAMPLES, seed=1)
   assert pairs == preferences.build(asked(8), SAMPLES, seed=1)

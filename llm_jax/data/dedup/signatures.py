@@ -7,32 +7,30 @@ candidates are removed unseen, ours are compared. Broder 1997 for MinHash, Lesko
 of Massive Datasets" 3.4 for bands.
 """
 
-import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
+from llm_jax.data import words
+
 NGRAM = 5
 BANDS, ROWS = 18, 6
 
-# Scripts that are written without spaces count a character as a word.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[^\\W{_UNSPACED}]+|[{_UNSPACED}]")
-_ASCII_WORD = re.compile(rb"[a-z0-9_]+")
 _GROUP = np.uint64(0x9E3779B97F4A7C15)  # Odd, so that multiplying loses nothing.
-_BLOCK = 4096  # 5-grams hashed at once: memory stays flat and time linear for a text of any size.
+_BLOCK = 1 << 14  # 5-grams hashed at once: what is computed for them stays in the cache.
+_CHARS = 1 << 20  # Texts joined for one pass over their words.
 
 
 def _coefficients() -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(20_210_714)
-  draw = rng.integers(0, 2**32, size=(2, BANDS * ROWS, 1), dtype=np.uint32)
+  draw = rng.integers(0, 2**32, size=(2, BANDS * ROWS), dtype=np.uint32)
   return draw[0] | np.uint32(1), draw[1]
 
 
-_FACTOR_H1, _OFFSET_H1 = _coefficients()
+_FACTOR_H, _OFFSET_H = _coefficients()
 
 
 class Signatures(NamedTuple):
@@ -56,68 +54,96 @@ def normalise(text: str) -> str:
   return " ".join(text.casefold().split())
 
 
+def digest(plain: str) -> np.ndarray:
+  """Returns the 128-bit hash [2] uint64 of a normalised text."""
+  return np.frombuffer(xxhash.xxh3_128_digest(plain.encode()), ">u8").astype(np.uint64)
+
+
 def shingles(text: str) -> np.ndarray:
   """Returns the distinct word 5-grams of `text`, as sorted uint64 hashes [S], S >= 1.
 
   Words are runs of letters, digits and underscores after `normalise`; punctuation is ignored. A
   text of fewer than five words is one n-gram; one without any word is its own, whole.
   """
-  return _shingles(normalise(text))
+  return shingle_sets([normalise(text)])[0]
+
+
+def shingle_sets(plain: Sequence[str]) -> list[np.ndarray]:
+  """Returns the `shingles` of each of the normalised texts `plain`."""
+  sets = []
+  for part in _batches(plain):
+    found = words.split(part)
+    grams = words.grams(found.hashes, NGRAM)
+    for text, a, b in zip(part, found.bounds[:-1].tolist(), found.bounds[1:].tolist(), strict=True):
+      if b - a > NGRAM:
+        own = np.sort(grams[a : b - NGRAM + 1])
+        # Comparing neighbours takes a quarter of np.unique's time.
+        sets.append(own[np.concatenate([[True], own[1:] != own[:-1]])])
+      elif b > a:  # One n-gram, of all the words that there are.
+        sets.append(words.grams(found.hashes[a:b], b - a))
+      else:
+        sets.append(np.array([xxhash.xxh3_64_intdigest(text.encode())], np.uint64))
+  return sets
 
 
 def signatures(texts: Sequence[str]) -> Signatures:
   """Returns the signatures of `texts`, each of them independent of the others."""
-  digests = np.empty((len(texts), 2), np.uint64)
-  sizes = np.empty(len(texts), np.int64)
-  hashes_NH = np.empty((len(texts), BANDS * ROWS), np.uint32)
-  for i, text in enumerate(texts):
-    plain = normalise(text)
-    digests[i] = np.frombuffer(xxhash.xxh3_128_digest(plain.encode()), ">u8")
-    grams_S = _shingles(plain)
-    sizes[i] = len(grams_S)
-    hashes_NH[i] = minhash(grams_S)
-  return Signatures(digests, sizes, _bands(hashes_NH))
+  plain = [normalise(text) for text in texts]
+  return of_sets(plain, shingle_sets(plain))
 
 
-def minhash(grams: np.ndarray) -> np.ndarray:
-  """Returns the MinHash [H] uint32 of `grams` [S] uint64.
+def of_sets(plain: Sequence[str], sets: Sequence[np.ndarray]) -> Signatures:
+  """Returns the signatures of normalised texts whose `shingle_sets` are known."""
+  digests = np.array([digest(text) for text in plain], np.uint64).reshape(-1, 2)
+  sizes = np.fromiter(map(len, sets), np.int64, len(sets))
+  return Signatures(digests, sizes, _bands(minhash(sets)))
+
+
+def minhash(sets: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns the MinHash [N, H] uint32 of N sets of uint64 hashes, none of them empty.
 
   Two sets agree in each entry with a probability that is their Jaccard similarity.
   """
-  grams_S = (grams >> np.uint64(32)).astype(np.uint32)  # 32 good bits: wide multiplies are slow.
-  least_H = np.full(BANDS * ROWS, 2**32 - 1, np.uint32)
-  for start in range(0, len(grams_S), _BLOCK):
-    hashes_HS = grams_S[start : start + _BLOCK] * _FACTOR_H1 + _OFFSET_H1
-    np.minimum(least_H, hashes_HS.min(axis=1), out=least_H)
-  return least_H
+  least_NH = np.full((len(sets), BANDS * ROWS), 2**32 - 1, np.uint32)
+  if not sets:
+    return least_NH
+  sizes = np.fromiter(map(len, sets), np.int64, len(sets))
+  starts = np.cumsum(sizes) - sizes
+  # 32 good bits: wide multiplies are slow.
+  grams = (np.concatenate(sets) >> np.uint64(32)).astype(np.uint32)
+  hashes = np.empty(_BLOCK, np.uint32)
+  for begin in range(0, len(grams), _BLOCK):
+    part = grams[begin : begin + _BLOCK]
+    # The sets that have a part in this block, the first of which may have begun before it.
+    first = int(np.searchsorted(starts, begin, side="right")) - 1
+    last = int(np.searchsorted(starts, begin + len(part)))
+    cuts = np.maximum(starts[first:last] - begin, 0)
+    for h in range(BANDS * ROWS):
+      out = hashes[: len(part)]
+      np.multiply(part, _FACTOR_H[h], out=out)
+      np.add(out, _OFFSET_H[h], out=out)
+      column = least_NH[first:last, h]
+      np.minimum(column, np.minimum.reduceat(out, cuts), out=column)
+  return least_NH
 
 
-def _shingles(plain: str) -> np.ndarray:
-  if plain.isascii():
-    words = _ASCII_WORD.findall(plain.encode())
-  else:
-    words = [word.encode() for word in _WORD.findall(plain)]
-  words = words or [plain.encode()]
-  hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, words), np.uint64, len(words))
-  width = min(NGRAM, len(words))
-  count = len(words) - width + 1
-  grams = hashes[:count].copy()
-  for k in range(1, width):
-    grams = grams * _GROUP + hashes[k : k + count]
-  grams = np.sort(_mix(grams))  # Then comparing neighbours takes a quarter of np.unique's time.
-  return grams[np.concatenate([[True], grams[1:] != grams[:-1]])]
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+  """Yields `texts` in lists of about _CHARS characters; one text may be longer."""
+  batch: list[str] = []
+  size = 0
+  for text in texts:
+    batch.append(text)
+    size += len(text)
+    if size >= _CHARS:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
 def _bands(hashes_NH: np.ndarray) -> np.ndarray:
   rows = hashes_NH.reshape(-1, BANDS, ROWS).astype(np.uint64)
   keys = np.zeros(rows.shape[:2], np.uint64)
   for k in range(ROWS):
-    keys = _mix(keys * _GROUP + rows[:, :, k])
+    keys = words.mix(keys * _GROUP + rows[:, :, k])
   return keys
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-  """The finaliser of SplitMix64: every input bit reaches every output bit."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))

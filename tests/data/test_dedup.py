@@ -40,11 +40,11 @@ def corpus():
   """300 passages, 150 edited copies of which many are near duplicates, 30 exact copies."""
   rng = random.Random(0)
   base = [passage(rng) for _ in range(300)]
-  texts = base + [edited(rng, base[i], i % 10) for i in range(150)] + base[-30:]
+  texts = base + [edited(rng, base[i], i % 15) for i in range(150)] + base[-30:]
   return texts, [f"d{i:04d}" for i in range(len(texts))]
 
 
-def check(texts, ids, kept, removed, threshold=0.8):
+def check(texts, ids, kept, removed, threshold=0.7):
   """What must hold of any result."""
   stays = {ids[i] for i in kept}
   text_of = dict(zip(ids, texts, strict=True))
@@ -69,13 +69,13 @@ def test_invariants_and_recall_on_planted_copies(corpus):
   gone = {row["id"] for row in removed}
   similarity = [true_jaccard(texts[a], texts[b]) for a, b in pairs]
   found = [ids[a] in gone or ids[b] in gone for a, b in pairs]
-  above = [f for f, s in zip(found, similarity, strict=True) if s >= 0.8]
+  above = [f for f, s in zip(found, similarity, strict=True) if s >= 0.7]
   expected = np.mean(
-    [1 - (1 - s**signatures.ROWS) ** signatures.BANDS for s in similarity if s >= 0.8]
+    [1 - (1 - s**signatures.ROWS) ** signatures.BANDS for s in similarity if s >= 0.7]
   )
   assert 60 < len(above) < 180  # Both sides of the threshold are there.
   assert np.mean(above) >= expected - 0.02
-  assert not any(f for f, s in zip(found, similarity, strict=True) if s < 0.8)
+  assert not any(f for f, s in zip(found, similarity, strict=True) if s < 0.7)
   assert all(found[150:])
   assert len(gone) == sum(found)  # And nothing else goes.
 
@@ -202,14 +202,14 @@ def test_minhash_agrees_as_often_as_sets_overlap(size, shared):
 
 def test_candidates_are_all_pairs_of_small_buckets_and_few_of_large_ones():
   bands = np.array([[1, 5], [1, 6], [2, 6], [1, 7], [3, 8]], np.uint64)
-  assert candidates.pairs(bands).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3]]
-  one_bucket = candidates.pairs(np.zeros((10, 1), np.uint64))
+  assert candidates.pairs(bands.T, len(bands)).tolist() == [[0, 1], [0, 3], [1, 2], [1, 3]]
+  one_bucket = candidates.pairs(np.zeros((1, 10), np.uint64), 10)
   assert len(one_bucket) == 45
-  large = candidates.pairs(np.zeros((5000, 18), np.uint64))
+  large = candidates.pairs(np.zeros((18, 5000), np.uint64), 5000)
   assert 5000 < len(large) <= 9 * 5000
   assert set(large[:, 1]) == set(range(1, 5000))
   for size in (0, 1):
-    assert candidates.pairs(np.zeros((size, 18), np.uint64)).shape == (0, 2)
+    assert candidates.pairs(np.zeros((18, size), np.uint64), size).shape == (0, 2)
 
 
 def test_jaccard_in_closed_form():
@@ -231,10 +231,11 @@ def test_sizes_alone_rule_pairs_out_only_below_the_threshold():
 
 def test_survivors_try_others_of_the_cluster():
   # 2 is unlike 0 and like 1; but 1 goes to 0, so 2 stays, and 3 goes to 2.
-  edges = {(0, 1): 0.9, (1, 2): 0.9, (2, 3): 0.85}
-  removed = components.survivors(edges, 0.8, lambda a, b: 0.1)
-  assert removed == {1: (0, 0.9), 3: (2, 0.85)}
-  assert components.clusters([(4, 5), (1, 9), (5, 9)]) == [[1, 4, 5, 9]]
+  edges, scores = np.array([(0, 1), (1, 2), (2, 3)]), np.array([0.9, 0.9, 0.85])
+  removed, kept, score = components.survivors(edges, scores, 0.8, lambda a, b: 0.1)
+  assert (removed.tolist(), kept.tolist(), score.tolist()) == ([1, 3], [0, 2], [0.9, 0.85])
+  labels = components.labels(np.array([(4, 5), (1, 9), (5, 9)]), 10)
+  assert labels.tolist() == [0, 1, 2, 3, 1, 1, 6, 7, 8, 1]
 
 
 def test_a_text_of_a_megabyte_is_no_trouble():
@@ -276,7 +277,7 @@ def test_files_in_files_out(corpus, tmp_path):
   assert read(tmp_path / "out/removed.jsonl") == removed
   edges = read(tmp_path / "out/edges.jsonl")
   assert len(edges) == report["edges"]
-  assert all(edge["score"] >= 0.8 for edge in edges)
+  assert all(edge["score"] >= 0.7 for edge in edges)
   assert report == json.loads((tmp_path / "out/report.json").read_text())
   assert report["documents"] == len(texts)
   assert report["kept"] == len(kept)
@@ -294,7 +295,7 @@ def test_workers_give_the_same_bytes_and_old_results_go(corpus, tmp_path):
     for name in ("out1", "out2")
   )
   assert first == second
-  assert len(first) == 4  # kept/in.jsonl, removed, edges, report: nothing stale.
+  assert len(first) == 5  # kept/in.jsonl, removed, edges, clusters, report: nothing stale.
 
 
 def test_number_ids_and_missing_last_newline(tmp_path):

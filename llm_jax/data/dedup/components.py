@@ -1,35 +1,36 @@
 """Clusters of verified edges, and who of a cluster stays."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from scipy.sparse import csgraph, csr_array
 
 _TRIES = 64  # Survivors of its own cluster that a document is compared with.
 
-Edges = Mapping[tuple[int, int], float]  # (a, b) with a < b, to their similarity.
 
+def labels(edges: np.ndarray, size: int) -> np.ndarray:
+  """Returns the smallest node [N] int64 of each node's connected component.
 
-def clusters(edges: Iterable[tuple[int, int]]) -> list[list[int]]:
-  """Returns the connected components with an edge, members and components in ascending order."""
-  parent: dict[int, int] = {}
-
-  def root(x: int) -> int:
-    while parent.setdefault(x, x) != x:
-      parent[x] = x = parent[parent[x]]
-    return x
-
-  for a, b in edges:
-    low, high = sorted((root(a), root(b)))
-    parent[high] = low
-  members = defaultdict(list)
-  for x in sorted(parent):
-    members[root(x)].append(x)
-  return list(members.values())
+  Args:
+    edges: [E, 2] int64 nodes.
+    size: N.
+  """
+  ones = np.ones(len(edges), np.int8)
+  graph = csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(size, size))
+  count, component = csgraph.connected_components(graph, directed=False)
+  least = np.full(count, size, np.int64)
+  np.minimum.at(least, component, np.arange(size))
+  return least[component]
 
 
 def survivors(
-  edges: Edges, threshold: float, similarity: Callable[[int, int], float]
-) -> dict[int, tuple[int, float]]:
-  """Returns {removed: (kept, similarity)}; every removal is verified against the one that stays.
+  edges: np.ndarray,
+  scores: np.ndarray,
+  threshold: float,
+  similarity: Callable[[int, int], float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (removed, kept, score), each [R]: who goes, for whom it goes, how alike they are.
 
   The members of a cluster are visited in canonical (ascending) order. One goes if it is as similar
   as `threshold` to a member that stays: the first of the cluster, one that it has an edge with, or
@@ -37,24 +38,46 @@ def survivors(
   that many pages share, never takes a cluster away.
 
   Args:
-    edges: verified pairs.
+    edges: [E, 2] verified pairs a < b.
+    scores: [E] their similarities.
     threshold: least similarity at which a document goes.
     similarity: exact similarity of a pair (a < b) that is not among `edges`.
   """
-  near = defaultdict(list)
-  for a, b in sorted(edges):
-    near[b].append(a)  # Only an earlier member can have been kept before.
-  removed: dict[int, tuple[int, float]] = {}
-  for members in clusters(edges):
+  removed: list[tuple[int, int, float]] = []
+  for members, near in _clusters(edges, scores):
+    gone: set[int] = set()
     kept: list[int] = []
     for x in members:
-      rivals = [*kept[:1], *(y for y in near[x] if y not in removed), *kept[1:_TRIES]]
+      known = near[x]
+      rivals = [*kept[:1], *(y for y in known if y not in gone), *kept[1:_TRIES]]
       for y in dict.fromkeys(rivals):
-        score = edges.get((y, x))
-        score = similarity(y, x) if score is None else score
+        score = known[y] if y in known else similarity(y, x)
         if score >= threshold:
-          removed[x] = (y, score)
+          removed.append((x, y, score))
+          gone.add(x)
           break
       else:
         kept.append(x)
-  return removed
+  rows = np.array(removed, np.float64).reshape(-1, 3)
+  order = np.argsort(rows[:, 0])
+  return rows[order, 0].astype(np.int64), rows[order, 1].astype(np.int64), rows[order, 2]
+
+
+def _clusters(
+  edges: np.ndarray, scores: np.ndarray
+) -> Iterator[tuple[list[int], dict[int, dict[int, float]]]]:
+  """Yields (members, {member: {earlier neighbour: score}}) of each component, one at a time."""
+  if not len(edges):
+    return
+  nodes, local = np.unique(edges, return_inverse=True)
+  local = local.reshape(edges.shape)
+  label = labels(local, len(nodes))
+  order = np.lexsort((edges[:, 0], edges[:, 1], label[local[:, 0]]))
+  ordered = label[local[order, 0]]
+  cuts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+  for begin, end in zip(cuts, np.append(cuts[1:], len(order)), strict=True):
+    own = order[begin:end]
+    near: dict[int, dict[int, float]] = defaultdict(dict)
+    for (a, b), score in zip(edges[own].tolist(), scores[own].tolist(), strict=True):
+      near[b][a] = score  # Only an earlier member can have been kept before.
+    yield np.unique(edges[own]).tolist(), near

@@ -1,32 +1,35 @@
 """Duplicates among JSONL files: reads {"id", "text"}, writes who stays and why the others go."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from llm_jax.data import formats
-from llm_jax.data.dedup.search import find
+from llm_jax.data import engines, jsonl
+from llm_jax.data.dedup.search import Decision, columns, decide
+from llm_jax.data.dedup.table import Table
 from llm_jax.errors import UserError
-
-Id = str | int
 
 
 def deduplicate(
   source: str | os.PathLike[str],
   out: str | os.PathLike[str],
   workers: int = 1,
-  threshold: float = 0.8,
+  threshold: float = 0.7,
 ) -> dict[str, Any]:
-  """Removes duplicates from JSONL files of {"id", "text", ...}; the texts must fit in memory.
+  """Removes duplicates from JSONL files of {"id", "text", ...}; memory holds no texts.
 
   Writes, replacing what an earlier call wrote: `out/kept/` with a file per source file, its lines
   unchanged and in their order; `out/removed.jsonl` with {"id", "kept", "score", "rule"};
-  `out/edges.jsonl` with the verified pairs {"a", "b", "score"}; at last `out/report.json`.
+  `out/edges.jsonl` with the verified pairs {"a", "b", "score"}; `out/clusters.jsonl` with
+  {"cluster", "members"}; at last `out/report.json`. A call that was killed is gone on with by the
+  same call. On the way `out/.work` takes about 1.5 times the size of the texts.
 
   Args:
     source: a .jsonl or .jsonl.gz file, or a folder of them.
@@ -40,34 +43,109 @@ def deduplicate(
   Raises:
     UserError: if there is no file, or for the first bad row (file, line, reason).
   """
+  if not 0 < threshold <= 1:
+    raise UserError(f"threshold must be in (0, 1], got {threshold}")
   files, out = _files(source), pathlib.Path(out)
-  kept_folder = out / "kept"
-  if any(kept_folder.resolve() == file.resolve().parent for file in files):
-    raise UserError(f"{source} lies in {kept_folder}, which would be replaced: choose another out")
-  ids, texts = _read(files)
-  result = find(texts, list(ids), threshold, workers)
-  (out / "report.json").unlink(missing_ok=True)  # Written last: it marks a complete result.
-  if kept_folder.exists():
-    shutil.rmtree(kept_folder)
-  kept_folder.mkdir(parents=True)
-  stays = np.zeros(len(texts), bool)
-  stays[result.kept] = True
-  decisions = iter(stays)
+  if any((out / "kept").resolve() == file.resolve().parent for file in files):
+    raise UserError(f"{source} lies in {out / 'kept'}, which would be replaced: choose another out")
+  parts = {file: jsonl.ranges(file) for file in files}
+  with _work(out, files) as work, engines.Local(workers) as engine:
+    table = columns([part for own in parts.values() for part in own], str(work), engine)
+    _check_ids(table, [part for own in parts.values() for part in own])
+    decision = decide(table, str(work), engine, threshold)
+    (out / "report.json").unlink(missing_ok=True)  # Written last: it marks a complete result.
+    _write_kept(out / "kept", files, decision)
+    report = {"threshold": threshold, **decision.counts, **_write_removed(out, table, decision)}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+  return report
+
+
+@contextlib.contextmanager
+def _work(out: pathlib.Path, files: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
+  """A folder for what is only needed on the way; a killed run's is gone on with.
+
+  After an error it goes, and so does what was made for it.
+  """
+  work, existed = out / ".work", out.exists()
+  facts = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+  mark = work / "inputs.json"
+  if not mark.exists() or json.loads(mark.read_bytes()) != facts:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    engines.write_json(mark, facts)
+  try:
+    yield work
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+    if not existed and not any(out.iterdir()):
+      out.rmdir()
+
+
+def _check_ids(table: Table, parts: Sequence[jsonl.Range]) -> None:
+  twice = table.twice()
+  if twice:
+    name, _, second = twice
+    shard = int(np.searchsorted(table.starts, second, side="right")) - 1
+    rows = itertools.islice(jsonl.lines(parts[shard]), second - int(table.starts[shard]), None)
+    at = next(rows)[0]
+    raise jsonl.bad_row(parts[shard], at, f"id {name!r} occurs a second time")
+
+
+def _write_kept(folder: pathlib.Path, files: Sequence[pathlib.Path], decision: Decision) -> None:
+  if folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True)
+  stays = iter((decision.kept == np.arange(len(decision.kept))).tolist())
   for file in files:
     name = pathlib.Path(file.name.removesuffix(".gz")).with_suffix(".jsonl")
-    with open(kept_folder / name, "w", encoding="utf-8", newline="\n") as sink:
-      sink.writelines(row.line for row in formats.read_rows(file) if next(decisions))
-  _write(out / "removed.jsonl", result.removed, ids)
-  _write(out / "edges.jsonl", result.edges, ids)
-  rules = [row["rule"] for row in result.removed]
-  report = {
-    "threshold": threshold,
-    **result.counts,
-    "kept": len(result.kept),
-    "removed": {rule: rules.count(rule) for rule in ("exact", "near")},
-  }
-  (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-  return report
+    with open(folder / name, "wb") as sink:
+      lines = jsonl.lines(jsonl.Range(str(file)))
+      sink.writelines(line.rstrip(b"\r\n") + b"\n" for _, line in lines if next(stays))
+
+
+def _write_removed(out: pathlib.Path, table: Table, decision: Decision) -> dict[str, Any]:
+  """Writes removed.jsonl, edges.jsonl and clusters.jsonl; returns what there is to report."""
+  rows = np.arange(len(decision.kept))
+  place = np.empty_like(rows)
+  place[np.lexsort(table.keys.T[::-1])] = rows  # As ids sort.
+  gone = np.flatnonzero(decision.kept != rows)
+  gone = gone[np.argsort(place[gone])]
+  ids, kept = table.ids(gone), table.ids(decision.kept[gone])
+  exact, scores = decision.exact[gone], decision.scores[gone].tolist()
+  rules = np.where(exact, "exact", "near").tolist()
+  _write(
+    out / "removed.jsonl",
+    (
+      {"id": a, "kept": b, "score": score, "rule": rule}
+      for a, b, score, rule in zip(ids, kept, scores, rules, strict=True)
+    ),
+  )
+  edges, scores = decision.edges, decision.edge_scores
+  order = np.lexsort((place[edges[:, 1]], place[edges[:, 0]]))
+  pairs = zip(table.ids(edges[order, 0]), table.ids(edges[order, 1]), strict=True)
+  _write(
+    out / "edges.jsonl",
+    (
+      {"a": a, "b": b, "score": score}
+      for (a, b), score in zip(pairs, scores[order].tolist(), strict=True)
+    ),
+  )
+  _write(out / "clusters.jsonl", _clusters(table, decision, place))
+  removed = {"exact": int(exact.sum()), "near": int((~exact).sum())}
+  return {"kept": len(rows) - len(gone), "removed": removed}
+
+
+def _clusters(table: Table, decision: Decision, place: np.ndarray) -> Iterator[dict[str, Any]]:
+  """Yields {"cluster", "members"}: ids of documents that edges and copies join, first one first."""
+  labels = decision.clusters
+  shared = np.flatnonzero(np.bincount(labels, minlength=len(labels))[labels] > 1)
+  first = labels[shared]
+  order = shared[np.lexsort((place[shared], shared != first, place[first]))]
+  cuts = np.flatnonzero(np.append(True, labels[order][1:] != labels[order][:-1]))[: len(order)]
+  ids = table.ids(order)
+  for begin, end in zip(cuts.tolist(), [*cuts[1:].tolist(), len(order)], strict=False):
+    members = list(itertools.islice(ids, end - begin))
+    yield {"cluster": members[0], "members": members}
 
 
 def _files(source: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -87,26 +165,6 @@ def _files(source: str | os.PathLike[str]) -> list[pathlib.Path]:
   return files
 
 
-def _read(files: Sequence[pathlib.Path]) -> tuple[dict[str, Id], list[str]]:
-  """Returns ({id as text: id as written}, texts)."""
-  ids: dict[str, Id] = {}
-  texts = []
-  for file in files:
-    for row in formats.read_rows(file):
-      name, text = row.value.get("id"), row.value.get("text")
-      if not isinstance(name, str | int) or isinstance(name, bool):
-        raise formats.bad_row(file, row.number, '"id" must be a string or an integer')
-      if not isinstance(text, str):
-        raise formats.bad_row(file, row.number, '"text" must be a string')
-      if str(name) in ids:
-        raise formats.bad_row(file, row.number, f"id {name!r} occurs a second time")
-      ids[str(name)] = name
-      texts.append(text)
-  return ids, texts
-
-
-def _write(path: pathlib.Path, rows: Iterable[Mapping[str, Any]], ids: Mapping[str, Id]) -> None:
+def _write(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
   with open(path, "w", encoding="utf-8", newline="\n") as sink:
-    for row in rows:
-      named = {k: v if k in ("score", "rule") else ids[v] for k, v in row.items()}
-      sink.write(json.dumps(named, ensure_ascii=False) + "\n")
+    sink.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

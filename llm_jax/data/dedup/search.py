@@ -1,22 +1,47 @@
-"""Duplicates among texts in memory: from signatures to who stays, on one core or several."""
+"""Duplicates of a corpus: from the columns of its shards to who stays, on any engine."""
 
-import contextlib
 import dataclasses
-import functools
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from llm_jax.data import engines
 from llm_jax.data.dedup import candidates, components, signatures, verify
+from llm_jax.data.dedup.table import Files, Source, Table, sign
 
-_TASK = 256  # Texts per task of a worker.
+_TASK = 256  # Texts in memory that make a shard.
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+  """What was found in a table of N rows.
+
+  Attributes:
+    kept: [N] int64, the row that stays in a row's place; its own if it stays.
+    scores: [N] float64, exact Jaccard similarity to that row; 1 if it stays.
+    exact: [N] bool, whether a row goes as an exact duplicate, not as a near one.
+    edges: [E, 2] int64, verified pairs; a row with exact copies stands for them all.
+    edge_scores: [E] float64.
+    clusters: [N] int64, the first row, in canonical order, of the cluster that a row is in: what
+      edges and copies join.
+    counts: how many documents, candidates, edges, clusters there were.
+  """
+
+  kept: np.ndarray
+  scores: np.ndarray
+  exact: np.ndarray
+  edges: np.ndarray
+  edge_scores: np.ndarray
+  clusters: np.ndarray
+  counts: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What was found in N documents.
+  """What was found in N texts.
 
   Attributes:
     kept: indices of the documents that stay, ascending.
@@ -34,7 +59,7 @@ class Result:
 
 
 def near_duplicates(
-  texts: Sequence[str], ids: Sequence[str], threshold: float = 0.8, workers: int = 1
+  texts: Sequence[str], ids: Sequence[str], threshold: float = 0.7, workers: int = 1
 ) -> tuple[list[int], list[dict[str, Any]]]:
   """Returns (indices that stay, removals {"id", "kept", "score", "rule"}), as in `Result`.
 
@@ -46,7 +71,7 @@ def near_duplicates(
 
 
 def find(
-  texts: Sequence[str], ids: Sequence[str], threshold: float = 0.8, workers: int = 1
+  texts: Sequence[str], ids: Sequence[str], threshold: float = 0.7, workers: int = 1
 ) -> Result:
   """Finds exact and near duplicates among `texts`, which `ids` name.
 
@@ -59,80 +84,110 @@ def find(
     raise ValueError(f"{len(ids)} ids, of which only {len(set(ids))} differ")
   if not 0 < threshold <= 1:
     raise ValueError(f"threshold must be in (0, 1], got {threshold}")
-  # From here on a document is its canonical rank, so that the input's order cannot matter.
-  order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), ids[i]))
-  with _mapper(workers if len(texts) > _TASK else 1) as run:
-    signed = _signatures([texts[i] for i in order], run)
-    _, first, copy_of = np.unique(signed.digests, axis=0, return_index=True, return_inverse=True)
-    copy_of = first[copy_of.reshape(-1)]  # The first of all copies, in canonical order.
-    first = np.sort(first)
-    pairs = first[candidates.pairs(signed.bands[first])]
-    likely = verify.possible(pairs, signed.sizes, threshold)
-    scores = _similarities(likely, [texts[i] for i in order], run)
-  edges = {
-    (a, b): score
-    for (a, b), score in zip(likely.tolist(), scores, strict=True)
-    if score >= threshold
-  }
-  near = components.survivors(edges, threshold, _similarity([texts[i] for i in order]))
-  return _result(ids, order, copy_of.tolist(), pairs, edges, near)
-
-
-def _result(ids, order, copy_of, pairs, edges, near) -> Result:
-  kept, removed = [], []
-  for x, original in enumerate(copy_of):
-    if original in near:  # A copy has its original's 5-grams, hence its similarity.
-      survivor, score = near[original]
-      rule = "near"
-    elif original != x:
-      survivor, score, rule = original, 1.0, "exact"
-    else:
-      kept.append(order[x])
-      continue
-    removed.append(
-      {"id": ids[order[x]], "kept": ids[order[survivor]], "score": score, "rule": rule}
-    )
-  named = [
-    {"a": ids[order[a]], "b": ids[order[b]], "score": score} for (a, b), score in edges.items()
+  cuts = range(0, len(texts), _TASK)
+  sources: list[Source] = [(texts[i : i + _TASK], ids[i : i + _TASK]) for i in cuts]
+  with tempfile.TemporaryDirectory() as work, engines.Local(workers) as engine:
+    decision = decide(columns(sources, work, engine), work, engine, threshold)
+  gone = np.flatnonzero(decision.kept != np.arange(len(ids)))
+  removed = [
+    {
+      "id": ids[i],
+      "kept": ids[decision.kept[i]],
+      "score": float(decision.scores[i]),
+      "rule": "exact" if decision.exact[i] else "near",
+    }
+    for i in gone.tolist()
   ]
-  sizes = [len(members) for members in components.clusters(edges)]
+  edges = [
+    {"a": ids[a], "b": ids[b], "score": score}
+    for (a, b), score in zip(decision.edges.tolist(), decision.edge_scores.tolist(), strict=True)
+  ]
+  stays = np.flatnonzero(decision.kept == np.arange(len(ids))).tolist()
+  return Result(
+    stays,
+    sorted(removed, key=lambda row: row["id"]),
+    sorted(edges, key=lambda row: (row["a"], row["b"])),
+    decision.counts,
+  )
+
+
+def columns(sources: Sequence[Source], work: str, engine: engines.Engine) -> Table:
+  """Writes the columns of every shard to `work`, and opens them."""
+  outs = engines.names(pathlib.Path(work) / "sign", len(sources))
+  tasks = [engines.Task(out, (source,)) for out, source in zip(outs, sources, strict=True)]
+  engines.results(engine, sign, tasks)
+  return Table(outs)
+
+
+def decide(table: Table, work: str, engine: engines.Engine, threshold: float) -> Decision:
+  """Decides which rows of `table` stay; the same whatever their order and the engine.
+
+  Of two duplicates the longer text stays, then the one of the smaller id.
+  """
+  # From here on a document is its canonical rank, so that the input's order cannot matter.
+  order = np.lexsort((*table.keys.T[::-1], -table.lengths))
+  copy_of = _copies(table.digests[order])
+  first = np.flatnonzero((copy_of == np.arange(len(order))) & (table.sizes[order] > 0))
+  bands = (table.band(b)[order[first]] for b in range(signatures.BANDS))
+  pairs = first[candidates.pairs(bands, len(first))]
+  likely = verify.possible(pairs, table.sizes[order], threshold)
+  scores = _similarities(order[likely], table, work, engine)
+  edges, scores = likely[scores >= threshold], scores[scores >= threshold]
+  with Files([f"{shard}.grams" for shard in table.shards]) as files:
+    near = components.survivors(edges, scores, threshold, _similarity(table, order, files))
+  return _decision(order, copy_of, pairs, edges, scores, near)
+
+
+def _copies(digests: np.ndarray) -> np.ndarray:
+  """Returns the first row [N] of those with the same digest [N, 2]."""
+  size = len(digests)
+  order = np.lexsort((np.arange(size), digests[:, 1], digests[:, 0]))
+  ranked = digests[order]
+  new = np.append(True, (ranked[1:] != ranked[:-1]).any(axis=1))[:size]
+  out = np.empty(size, np.int64)
+  out[order] = order[np.maximum.accumulate(np.where(new, np.arange(size), 0))]
+  return out
+
+
+def _similarities(pairs: np.ndarray, table: Table, work: str, engine: engines.Engine) -> np.ndarray:
+  tasks = verify.tasks(pairs, table, str(pathlib.Path(work) / "verify"))
+  engines.results(engine, verify.similarities, tasks)
+  return np.concatenate([np.zeros(0), *(np.load(f"{task.out}.npy") for task in tasks)])
+
+
+def _similarity(table: Table, order: np.ndarray, files: Files) -> Callable[[int, int], float]:
+  def similarity(a: int, b: int) -> float:
+    first, second = table.places(order[[a, b]]).tolist()
+    return verify.jaccard(verify.read(files, first), verify.read(files, second))
+
+  return similarity
+
+
+def _decision(order, copy_of, pairs, edges, edge_scores, near) -> Decision:
+  size = len(order)
+  kept, scores = copy_of.copy(), np.ones(size)
+  removed, survivor, score = near
+  kept[removed], scores[removed] = survivor, score
+  # A copy has its original's 5-grams, hence its similarity, and goes where that one goes.
+  kept, scores = kept[copy_of], scores[copy_of]
+  exact = (copy_of != np.arange(size)) & (kept == copy_of)
+  cluster = components.labels(edges, size)[copy_of]
+  sizes = np.unique(cluster[np.unique(edges)], return_counts=True)[1]
+  back = np.empty(size, np.int64)
+  back[order] = np.arange(size)
   counts = {
-    "documents": len(ids),
+    "documents": size,
     "candidates": len(pairs),
     "edges": len(edges),
     "clusters": len(sizes),
-    "largest_cluster": max(sizes, default=0),
+    "largest_cluster": int(sizes.max(initial=0)),
   }
-  return Result(
-    sorted(kept),
-    sorted(removed, key=lambda row: row["id"]),
-    sorted(named, key=lambda row: (row["a"], row["b"])),
+  return Decision(
+    order[kept][back],
+    scores[back],
+    exact[back],
+    order[edges],
+    edge_scores,
+    order[cluster][back],
     counts,
   )
-
-
-def _signatures(texts: Sequence[str], run: Callable) -> signatures.Signatures:
-  parts = run(
-    signatures.signatures, (texts[i : i + _TASK] for i in range(0, max(len(texts), 1), _TASK))
-  )
-  return signatures.Signatures(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _similarities(pairs: np.ndarray, texts: Sequence[str], run: Callable) -> list[float]:
-  return [x for part in run(verify.similarities, verify.chunks(pairs, texts)) for x in part]
-
-
-def _similarity(texts: Sequence[str]) -> Callable[[int, int], float]:
-  grams = functools.lru_cache(256)(lambda i: signatures.shingles(texts[i]))
-  return lambda a, b: verify.jaccard(grams(a), grams(b))
-
-
-@contextlib.contextmanager
-def _mapper(workers: int) -> Iterator[Callable[[Callable, Iterable], Iterable]]:
-  """Gives a `map` that keeps order, over fresh processes if there is more than one worker."""
-  if workers <= 1:
-    yield map
-    return
-  # Spawn, not fork: a caller may hold threads (a reader's, a device's) that a fork would break.
-  with multiprocessing.get_context("spawn").Pool(workers) as pool:
-    yield pool.imap

@@ -1,13 +1,13 @@
 """Exact Jaccard similarity of word 5-gram sets: what decides after LSH has proposed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from llm_jax.data.dedup.signatures import shingles
+from llm_jax.data import engines
+from llm_jax.data.dedup.table import Files, Table
 
-_CHUNK_PAIRS = 4096
-_CHUNK_CHARS = 4_000_000  # Texts that one chunk needs, so that its 5-grams fit in about 100 MB.
+_TASK = 20_000  # Pairs of a task.
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -17,7 +17,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
   """
   if len(a) == len(b) == 0:
     return 1.0
-  common = len(np.intersect1d(a, b, assume_unique=True))
+  both = np.sort(np.concatenate([a, b]), kind="stable")  # Two runs: a merge.
+  common = int(np.count_nonzero(both[1:] == both[:-1]))
   return common / (len(a) + len(b) - common)
 
 
@@ -27,28 +28,43 @@ def possible(pairs: np.ndarray, sizes: np.ndarray, threshold: float) -> np.ndarr
   return pairs[small >= threshold * large]
 
 
-def chunks(
-  pairs: np.ndarray, texts: Sequence[str]
-) -> Iterator[tuple[list[str], list[tuple[int, int]]]]:
-  """Cuts sorted `pairs` [P, 2] into jobs for `similarities`: (texts, pairs of indices in them)."""
-  local: dict[int, int] = {}
-  job: list[tuple[int, int]] = []
-  chars = 0
-  for a, b in pairs.tolist():
-    for i in (a, b):
-      if i not in local:
-        local[i] = len(local)
-        chars += len(texts[i])
-    job.append((local[a], local[b]))
-    if len(job) == _CHUNK_PAIRS or chars >= _CHUNK_CHARS:
-      yield [texts[i] for i in local], job
-      local, job, chars = {}, [], 0
-  if job:
-    yield [texts[i] for i in local], job
+def tasks(pairs: np.ndarray, table: Table, directory: str) -> list[engines.Task]:
+  """Cuts `pairs` [P, 2] of rows of `table` into tasks for `similarities`."""
+  outs = engines.names(directory, -(-len(pairs) // _TASK))
+  paths = [f"{shard}.grams" for shard in table.shards]
+  parts = (pairs[i * _TASK : (i + 1) * _TASK] for i in range(len(outs)))
+  return [
+    engines.Task(out, (paths, table.places(part[:, 0]), table.places(part[:, 1])))
+    for out, part in zip(outs, parts, strict=True)
+  ]
 
 
-def similarities(job: tuple[list[str], list[tuple[int, int]]]) -> list[float]:
-  """Returns the Jaccard similarity of each pair of a job that `chunks` made."""
-  texts, pairs = job
-  sets = [shingles(text) for text in texts]
-  return [jaccard(sets[a], sets[b]) for a, b in pairs]
+def similarities(
+  out: str, paths: list[str], first: np.ndarray, second: np.ndarray
+) -> engines.Result:
+  """A task: writes the Jaccard similarities [P] float64 of P pairs to `out`.npy.
+
+  Args:
+    out: where to.
+    paths: the files of 5-grams.
+    first: [P, 3] int64, the places of the pairs' one side, as `Table.places` gives them.
+    second: [P, 3] int64, of the other.
+  """
+  with Files(paths) as files:
+    scores = [jaccard(*pair) for pair in _sets(files, first.tolist(), second.tolist())]
+  np.save(f"{out}.npy", np.array(scores, np.float64))
+  return {"pairs": len(scores)}
+
+
+def read(files: Files, place: list[int]) -> np.ndarray:
+  """Returns the 5-grams at a place: sorted uint64."""
+  shard, first, count = place
+  return np.frombuffer(files.read(shard, 8 * first, 8 * count), "<u8")
+
+
+def _sets(files: Files, first: list, second: list) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  at, held = None, np.zeros(0, np.uint64)
+  for a, b in zip(first, second, strict=True):
+    if a != at:  # Pairs are sorted: the next one often has the same first side.
+      at, held = a, read(files, a)
+    yield held, read(files, b)

@@ -1,0 +1,124 @@
+"""Where the work on a corpus runs: the same functions on shards, here, in processes or under Beam.
+
+A phase is one pure function over many tasks. A task leaves its files and, as the last of them, a
+JSON result; where that is there, the task is done and is not run again. So a phase that was killed
+goes on where it was, and every engine leaves the same bytes.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+Result = dict[str, Any]
+_WAITING = 4  # Tasks per worker that are handed out ahead.
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One shard's part of a phase.
+
+  Attributes:
+    out: what its files' names start with; the result is `out`.json.
+    args: what the function gets besides `out`; picklable.
+  """
+
+  out: str
+  args: tuple = ()
+
+
+Function = Callable[..., Result]  # A module's function: fn(out, *args) -> a JSON-able result.
+
+
+class Engine(Protocol):
+  """Runs phases."""
+
+  def run(self, fn: Function, tasks: Iterable[Task]) -> Iterator[Result]:
+    """Yields the result of each task, in order; those that are done are only read."""
+    ...
+
+
+def run_task(fn: Function, task: Task) -> Result:
+  """Runs a task, unless its result is there."""
+  done = result_of(task)
+  if done is None:
+    done = fn(task.out, *task.args)
+    write_json(task.out + ".json", done)
+  return done
+
+
+def result_of(task: Task) -> Result | None:
+  """Returns the result that an earlier run left, or None."""
+  with contextlib.suppress(FileNotFoundError):
+    return json.loads(pathlib.Path(task.out + ".json").read_bytes())
+  return None
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes a file that is there whole or not at all, also after a power cut."""
+  temporary = f"{os.fspath(path)}.tmp"
+  with open(temporary, "w", encoding="utf-8") as f:
+    json.dump(value, f, ensure_ascii=False)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+class Local:
+  """Processes of this machine; one worker means here, in this process.
+
+  They are spawned, not forked (the parent may have threads), when the first phase needs them, and
+  serve all phases until the engine is left as a context.
+  """
+
+  def __init__(self, workers: int = 1):
+    self._workers = workers
+    self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+  def __enter__(self) -> "Local":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._pool:
+      self._pool.shutdown(wait=True, cancel_futures=True)
+      self._pool = None
+
+  def run(self, fn: Function, tasks: Iterable[Task]) -> Iterator[Result]:
+    """As `Engine.run`; tasks are taken only a few ahead, so they may be made as they go."""
+    tasks = iter(tasks)
+    first = list(itertools.islice(tasks, 2))
+    tasks = itertools.chain(first, tasks)
+    if self._workers <= 1 or len(first) < 2:
+      yield from (run_task(fn, task) for task in tasks)
+      return
+    if self._pool is None:
+      context = multiprocessing.get_context("spawn")
+      self._pool = concurrent.futures.ProcessPoolExecutor(self._workers, mp_context=context)
+    ahead = itertools.islice(tasks, _WAITING * self._workers)
+    waiting = collections.deque(self._pool.submit(run_task, fn, task) for task in ahead)
+    try:
+      while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(self._pool.submit(run_task, fn, task) for task in itertools.islice(tasks, 1))
+    finally:
+      for future in waiting:
+        future.cancel()
+
+
+def names(directory: str | os.PathLike[str], count: int) -> list[str]:
+  """Returns `count` names for the files of a phase's tasks, in `directory`, which is made."""
+  path = pathlib.Path(directory)
+  path.mkdir(parents=True, exist_ok=True)
+  return [str(path / f"{i:05d}") for i in range(count)]
+
+
+def results(engine: Engine, fn: Function, tasks: Sequence[Task]) -> list[Result]:
+  """Runs a phase to its end."""
+  return list(engine.run(fn, tasks))

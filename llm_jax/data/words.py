@@ -93,12 +93,10 @@ def _runs(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   starts = np.flatnonzero(alone | ((edge == _IN) & (previous != _IN)))
   ends = np.flatnonzero(was_alone | ((previous == _IN) & (edge != _IN)))
   if len(starts) and (ends - starts).max() > LONGEST:
-    pieces = [np.arange(a, b, LONGEST) for a, b in zip(starts, ends, strict=True)]
-    last = np.cumsum([len(p) for p in pieces]) - 1
-    starts = np.concatenate(pieces)
-    stops = np.append(starts[1:], 0)
-    stops[last] = ends
-    ends = stops
+    counts = -(-(ends - starts) // LONGEST)
+    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(starts, counts) + nth * LONGEST
+    ends = np.minimum(starts + LONGEST, np.repeat(ends, counts))
   return starts, ends
 
 

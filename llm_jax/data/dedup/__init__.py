@@ -9,6 +9,6 @@ duplicates the longer text stays, then the one of the smaller id.
 """
 
 from llm_jax.data.dedup.files import deduplicate
-from llm_jax.data.dedup.search import Result, find, near_duplicates
+from llm_jax.data.dedup.search import Decision, Result, decide, find, near_duplicates
 
-__all__ = ["Result", "deduplicate", "find", "near_duplicates"]
+__all__ = ["Decision", "Result", "decide", "deduplicate", "find", "near_duplicates"]

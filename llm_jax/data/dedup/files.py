@@ -6,12 +6,13 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from llm_jax.data import engines, jsonl
+from llm_jax.data.dedup import records
 from llm_jax.data.dedup.search import Decision, columns, decide
 from llm_jax.data.dedup.table import Table
 from llm_jax.errors import UserError
@@ -55,7 +56,7 @@ def deduplicate(
     decision = decide(table, str(work), engine, threshold)
     (out / "report.json").unlink(missing_ok=True)  # Written last: it marks a complete result.
     _write_kept(out / "kept", files, decision)
-    report = {"threshold": threshold, **decision.counts, **_write_removed(out, table, decision)}
+    report = {"threshold": threshold, **decision.counts, **records.write(out, table, decision)}
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
   return report
 
@@ -103,51 +104,6 @@ def _write_kept(folder: pathlib.Path, files: Sequence[pathlib.Path], decision: D
       sink.writelines(line.rstrip(b"\r\n") + b"\n" for _, line in lines if next(stays))
 
 
-def _write_removed(out: pathlib.Path, table: Table, decision: Decision) -> dict[str, Any]:
-  """Writes removed.jsonl, edges.jsonl and clusters.jsonl; returns what there is to report."""
-  rows = np.arange(len(decision.kept))
-  place = np.empty_like(rows)
-  place[np.lexsort(table.keys.T[::-1])] = rows  # As ids sort.
-  gone = np.flatnonzero(decision.kept != rows)
-  gone = gone[np.argsort(place[gone])]
-  ids, kept = table.ids(gone), table.ids(decision.kept[gone])
-  exact, scores = decision.exact[gone], decision.scores[gone].tolist()
-  rules = np.where(exact, "exact", "near").tolist()
-  _write(
-    out / "removed.jsonl",
-    (
-      {"id": a, "kept": b, "score": score, "rule": rule}
-      for a, b, score, rule in zip(ids, kept, scores, rules, strict=True)
-    ),
-  )
-  edges, scores = decision.edges, decision.edge_scores
-  order = np.lexsort((place[edges[:, 1]], place[edges[:, 0]]))
-  pairs = zip(table.ids(edges[order, 0]), table.ids(edges[order, 1]), strict=True)
-  _write(
-    out / "edges.jsonl",
-    (
-      {"a": a, "b": b, "score": score}
-      for (a, b), score in zip(pairs, scores[order].tolist(), strict=True)
-    ),
-  )
-  _write(out / "clusters.jsonl", _clusters(table, decision, place))
-  removed = {"exact": int(exact.sum()), "near": int((~exact).sum())}
-  return {"kept": len(rows) - len(gone), "removed": removed}
-
-
-def _clusters(table: Table, decision: Decision, place: np.ndarray) -> Iterator[dict[str, Any]]:
-  """Yields {"cluster", "members"}: ids of documents that edges and copies join, first one first."""
-  labels = decision.clusters
-  shared = np.flatnonzero(np.bincount(labels, minlength=len(labels))[labels] > 1)
-  first = labels[shared]
-  order = shared[np.lexsort((place[shared], shared != first, place[first]))]
-  cuts = np.flatnonzero(np.append(True, labels[order][1:] != labels[order][:-1]))[: len(order)]
-  ids = table.ids(order)
-  for begin, end in zip(cuts.tolist(), [*cuts[1:].tolist(), len(order)], strict=False):
-    members = list(itertools.islice(ids, end - begin))
-    yield {"cluster": members[0], "members": members}
-
-
 def _files(source: str | os.PathLike[str]) -> list[pathlib.Path]:
   path = pathlib.Path(source)
   if path.is_dir():
@@ -163,8 +119,3 @@ def _files(source: str | os.PathLike[str]) -> list[pathlib.Path]:
   if twice:
     raise UserError(f"{path} holds both {twice[0]} and {twice[0]}.gz: remove one of them")
   return files
-
-
-def _write(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  with open(path, "w", encoding="utf-8", newline="\n") as sink:
-    sink.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

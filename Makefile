@@ -36,6 +36,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv $(VENV)
 	@echo "Installing the packages of constraints.txt into $(VENV): 1 to 3 minutes, about 1 GB"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,web]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[data,dev,web]"
 	@touch $@
 	@echo "Installed"

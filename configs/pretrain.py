@@ -10,12 +10,12 @@ from llm_jax import config
 def get_config() -> config.Pretrain:
   """Returns the default of `experiments.pretrain`."""
   cfg = config.Pretrain()
-  cfg.steps = 720
+  cfg.steps = 800
   cfg.batch = 16
   cfg.length = 128
   cfg.log_every = 25
-  cfg.eval_every = 360
-  cfg.checkpoint_every = 360
+  cfg.eval_every = 400
+  cfg.checkpoint_every = 400
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 4e-3
   return cfg

@@ -10,12 +10,12 @@ from llm_jax import config
 def get_config() -> config.Sft:
   """Returns the default of `experiments.sft`."""
   cfg = config.Sft()
-  cfg.steps = 560
+  cfg.steps = 600
   cfg.batch = 16
   cfg.length = 128
   cfg.log_every = 25
-  cfg.eval_every = 280
-  cfg.checkpoint_every = 280
+  cfg.eval_every = 300
+  cfg.checkpoint_every = 300
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 2e-3
   cfg.optimizer.warmup = 10

@@ -99,10 +99,14 @@ class Prepare:
 
   seed: int = 0
   source: str = "pydocs"  # pydocs | a .warc[.gz], .jsonl[.gz] or .txt file | a folder of them
-  workers: int = 2
-  max_bytes: int = 12_000_000  # Stop the crawl after so many bytes of text; 0: take all.
-  recipe: str = "pydocs"  # The list of rule filters (data/recipe.py).
-  near_threshold: float = 0.8  # Jaccard similarity of word 5-grams at which one of two pages goes.
+  workers: int = 2  # Processes of the local engine.
+  engine: str = "local"  # local | beam
+  beam_runner: str = ""  # "": in this process. Or Flink, Spark, Dataflow: docs/data.md.
+  beam_options: tuple[str, ...] = ()  # Further words of Beam's command line.
+  max_lost: int = 0  # Records that cannot be read: so many are put on record, one more is an error.
+  max_bytes: int = 12_000_000  # pydocs: stop the crawl after so many bytes of text; 0: take all.
+  # Steps in order, each a call (data/steps.py); configs/data/ holds published lists.
+  recipe: tuple[str, ...] = ("extract", "repair", "whitespace", "same_address", "duplicates")
   vocab_size: int = 4096
   validation: float = 0.05  # Fraction of pages held out, by hash of their address.
 

@@ -29,7 +29,9 @@ class Sum:
   terms: tuple[tuple[float, Callable], ...]
 
 
-def resolve(text: str | Callable | Sum, namespace: str) -> Callable | Sum:
+def resolve(
+  text: str | Callable | Sum, namespace: str, kind: str = "loss", inputs: tuple[str, ...] = ()
+) -> Callable | Sum:
   """Returns the function that `text` names, with its keyword arguments bound.
 
   "ipo(beta=0.2)" is looked up in the module `namespace`, "my_pkg.losses:tilted(k=3)" in any;
@@ -38,7 +40,10 @@ def resolve(text: str | Callable | Sum, namespace: str) -> Callable | Sum:
 
   Args:
     text: the spec.
-    namespace: dotted name of the module where bare names live.
+    namespace: dotted name of the module where bare names live: its own public functions, or those
+      that its `__all__` lists.
+    kind: what errors call it.
+    inputs: parameters that are no options whatever their annotation.
 
   Raises:
     UserError: bad syntax, an unknown module, name or keyword, a keyword of the wrong type, or a
@@ -49,10 +54,12 @@ def resolve(text: str | Callable | Sum, namespace: str) -> Callable | Sum:
   try:
     marked = _COLON.sub(lambda m: m[1] if m[1] else f"{m[2]}.{_MARK}.", text.strip())
     terms = _terms(ast.parse(marked, mode="eval").body, 1.0)
-    found = [(weight, _call(node, text)) for weight, node in terms]
+    found = [(weight, _call(node, f"{kind} {text!r}")) for weight, node in terms]
   except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as e:
-    raise UserError(f"cannot read loss {text!r}: {_SHAPE}") from e
-  bound = tuple((weight, _bind(*call, namespace, text)) for weight, call in found)
+    raise UserError(f"cannot read {kind} {text!r}: {_SHAPE}") from e
+  bound = tuple(
+    (weight, _bind(*call, namespace, f"{kind} {text!r}", inputs)) for weight, call in found
+  )
   if len(bound) == 1 and bound[0][0] == 1.0:
     return bound[0][1]
   return Sum(bound)
@@ -82,13 +89,13 @@ def _call(node: ast.expr, text: str) -> tuple[str, str, dict]:
   kwargs = {}
   if isinstance(node, ast.Call):
     if node.args or any(k.arg is None for k in node.keywords):
-      raise UserError(f"loss {text!r}: arguments must be keywords, as in name(key=literal)")
+      raise UserError(f"{text}: arguments must be keywords, as in name(key=literal)")
     if len({k.arg for k in node.keywords}) < len(node.keywords):
-      raise UserError(f"loss {text!r}: a keyword is given twice")
+      raise UserError(f"{text}: a keyword is given twice")
     try:
       kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except ValueError as e:
-      raise UserError(f"loss {text!r}: the value of a keyword must be a literal") from e
+      raise UserError(f"{text}: the value of a keyword must be a literal") from e
     node = node.func
   module, mark, name = ast.unparse(node).rpartition(f".{_MARK}.")
   if not (name.isidentifier() and isinstance(node, ast.Name | ast.Attribute)):
@@ -98,22 +105,26 @@ def _call(node: ast.expr, text: str) -> tuple[str, str, dict]:
   return module, name, kwargs
 
 
-def _bind(module: str, name: str, kwargs: dict, namespace: str, text: str) -> Callable:
+def _bind(
+  module: str, name: str, kwargs: dict, namespace: str, text: str, inputs: tuple[str, ...]
+) -> Callable:
   home = module if module else namespace
   try:
     found = importlib.import_module(home)
   except ImportError as e:
-    raise UserError(f"loss {text!r}: cannot import the module {home!r} ({e})") from e
-  names = _losses(found)
+    raise UserError(f"{text}: cannot import the module {home!r} ({e})") from e
+  names = _public(found)
   if name not in names:
-    raise UserError(f"loss {text!r}: {home} has no {name!r}{nearest(name, names)}")
+    raise UserError(f"{text}: {home} has no {name!r}{nearest(name, names)}")
   fn = getattr(found, name)
-  _check_keywords(fn, kwargs, text)
+  _check_keywords(fn, kwargs, text, inputs)
   return functools.partial(fn, **kwargs) if kwargs else fn
 
 
-def _losses(module: types.ModuleType) -> list[str]:
-  """The public functions that `module` itself defines."""
+def _public(module: types.ModuleType) -> list[str]:
+  """The names in `__all__`, or the public functions that `module` itself defines."""
+  if hasattr(module, "__all__"):
+    return list(module.__all__)
   return [
     name
     for name, value in vars(module).items()
@@ -124,9 +135,9 @@ def _losses(module: types.ModuleType) -> list[str]:
   ]
 
 
-def _check_keywords(fn: Callable, kwargs: dict, text: str) -> None:
+def _check_keywords(fn: Callable, kwargs: dict, text: str, inputs: tuple[str, ...]) -> None:
   """Raises UserError unless `kwargs` are options of `fn` and no required option is missing."""
-  name = getattr(fn, "__name__", "the loss")
+  name = getattr(fn, "__name__", "it")
   parameters = inspect.signature(fn, eval_str=True).parameters.values()
   if any(p.kind is p.VAR_KEYWORD for p in parameters):
     return
@@ -135,17 +146,18 @@ def _check_keywords(fn: Callable, kwargs: dict, text: str) -> None:
     p.name: p.annotation
     for p in parameters
     if p.default is not p.empty or p.kind is p.KEYWORD_ONLY or _is_literal(p.annotation)
+    if p.name not in inputs
   }
   for key, value in kwargs.items():
     if key not in options:
       hint = nearest(key, options) if options else "; it has none"
-      raise UserError(f"loss {text!r}: {name} has no keyword {key!r}{hint}")
+      raise UserError(f"{text}: {name} has no keyword {key!r}{hint}")
     if not _fits(value, options[key]):
-      raise UserError(f"loss {text!r}: {name}'s {key} cannot be {value!r}")
+      raise UserError(f"{text}: {name}'s {key} cannot be {value!r}")
   missing = [p.name for p in parameters if p.name in options and p.default is p.empty]
   missing = [key for key in missing if key not in kwargs]
   if missing:
-    raise UserError(f"loss {text!r}: {name} needs {', '.join(f'{key}=...' for key in missing)}")
+    raise UserError(f"{text}: {name} needs {', '.join(f'{key}=...' for key in missing)}")
 
 
 def _is_literal(annotation) -> bool:
@@ -154,6 +166,9 @@ def _is_literal(annotation) -> bool:
 
 def _fits(value, annotation) -> bool:
   """Whether a literal may go where `annotation` stands; what it cannot judge fits."""
+  origin = typing.get_origin(annotation)
+  if origin in (tuple, list, dict):
+    return isinstance(value, origin)
   kinds = {
     kind
     for kind in typing.get_args(annotation) or (annotation,)

@@ -6,19 +6,20 @@ target counts; positions restart at 0 in every segment; segments count from 1, 0
 batch is {"chosen": LM batch, "rejected": LM batch}.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_jax.data import packing
+from llm_jax.data import packing, records
 from llm_jax.data.packing import Chunks, TokenSource, write_tokens
 
 __all__ = [
   "Chunks",
+  "Fill",
   "TokenSource",
   "examples",
+  "fill",
   "lm_batch",
   "pack_documents",
   "pack_examples",
@@ -145,7 +146,7 @@ def pack_examples(
 
 
 def pack_documents(
-  path: str | os.PathLike[str],
+  path: records.Paths,
   length: int,
   batch: int,
   seed: int = 0,
@@ -153,29 +154,62 @@ def pack_documents(
   shuffle: bool = True,
   strategy: str = "first_fit",
 ) -> Iterator[Arrays]:
-  """Packs the documents of a token file into LM batches.
+  """Packs the documents of token files into LM batches.
 
   Longer documents are cut into chunks that share a token, so that every token but a document's
   first is a target exactly once per epoch, and never after a token of another document.
 
   Args:
-    path: what `write_tokens` wrote.
+    path: what `write_tokens` wrote, one file or more (`records.files`).
     length: T.
     batch: B; the last batch of a finite stream is filled up with empty rows.
     seed: of the order of chunks, new in every epoch.
-    epochs: passes over the file; -1: endless.
-    shuffle: False keeps the file's order (within the packer's open rows).
+    epochs: passes over the files; -1: endless.
+    shuffle: False keeps the files' order (within the packer's open rows).
     strategy: "first_fit" | "best_fit" | "concat", see `packing.pack`.
 
   Returns:
     A Grain iterator with get_state and set_state (JSON-able, exact).
 
   Raises:
-    UserError: if the file is missing, damaged or empty.
+    UserError: if a file is missing, damaged or empty.
   """
   chunks = Chunks(TokenSource(path), length)
   dataset = packing.shuffled(chunks, seed, epochs, shuffle)
   return packing.pack(dataset, length, batch, seed, strategy, shuffle)
+
+
+class Fill(NamedTuple):
+  """How full batches are.
+
+  Attributes:
+    positions: B T of all batches.
+    real: those that are no padding.
+    counted: those whose target is learned.
+    rows: B of all batches, empty rows left out.
+    segments: documents or conversations, or parts of them, in all rows.
+    share: real / positions, 0 without any.
+  """
+
+  positions: int
+  real: int
+  counted: int
+  rows: int
+  segments: int
+  share: float
+
+
+def fill(stream: Iterable[Arrays]) -> Fill:
+  """Counts what LM batches hold; reads `stream` to its end."""
+  positions = real = counted = rows = segments = 0
+  for batch in stream:
+    used = batch["segments"] > 0
+    positions += used.size
+    real += int(used.sum())
+    counted += int((batch["mask"] > 0).sum())
+    rows += int(used.any(axis=1).sum())
+    segments += int(batch["segments"].max(axis=1).sum())
+  return Fill(positions, real, counted, rows, segments, real / positions if positions else 0.0)
 
 
 def _shifted(row: Row, length: int, index: int) -> Arrays:

@@ -2,9 +2,10 @@
 
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import dataset_info, sequential_writer
+from tensorflow_datasets.core import dataset_info, example_serializer, sequential_writer
 
 from llm_jax.data.documents import Document
 from llm_jax.data.workers import batched
@@ -36,6 +37,7 @@ def write(directory: str | pathlib.Path, splits: Mapping[str, Iterable[Document]
     features=tfds.features.FeaturesDict(texts),
   )
   writer = sequential_writer.SequentialWriter(info, _SHARD, file_format="array_record")
+  writer._serializer = _Serializer(info.features.get_serialized_info())
   writer.initialize_splits(list(splits))
   for name, documents in splits.items():
     for batch in batched(documents, 1000):
@@ -60,6 +62,13 @@ def read(prepared: str | pathlib.Path, split: str) -> Iterator[Document]:
   for i in range(len(source)):
     row = source[i]  # Bytes: TFDS decodes text only where TensorFlow is.
     yield Document(*(row[name].decode() for name in ("id", "text", "url")))
+
+
+class _Serializer(example_serializer.ExampleSerializer):
+  """Writes the same bytes in every process: protobuf's maps else come in an order of their own."""
+
+  def serialize_example(self, example: Any) -> bytes:
+    return self.get_tf_example(example).SerializeToString(deterministic=True)
 
 
 def _valid(text: str) -> str:

@@ -1,172 +1,275 @@
-"""Reads raw sources: WARC, ARC and WET files, HTML, JSON lines, plain text, or a folder of them."""
+"""Reads raw sources: web archives, HTML, JSON lines, tables, plain text, or a folder of them.
 
-import dataclasses
-import gzip
-import json
+  crawl/            every file of a folder that ends in one of SUFFIXES, in the order of their names
+  pages.warc.gz     a file; .gz .bz2 .xz .zst may follow (and .json.gz is taken for JSON lines)
+  tfds:c4/en        a TFDS data set that was prepared on this machine
+  tfds_dir:data/c4  the same, by the directory that holds its dataset_info.json
+  hf:org/name       a data set of the Hugging Face hub, streamed
+
+The last three may end in "#validation"; else they are read from the split "train".
+"""
+
+import functools
 import pathlib
 import re
-import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator
 
-from warcio.archiveiterator import ArchiveIterator
-from warcio.exceptions import ArchiveLoadFailed
-
-from llm_jax.data import extraction
+from llm_jax.data import archives, extraction, responses, tables
+from llm_jax.data.compression import CODECS
 from llm_jax.data.documents import identity
+from llm_jax.data.streams import (
+  FETCH,
+  MAX_BYTES,
+  MAX_RATIO,
+  REST,
+  Event,
+  Gone,
+  Limits,
+  Lost,
+  Raw,
+  Skip,
+  Stream,
+)  # fmt: skip
+from llm_jax.data.tables import Columns
 from llm_jax.errors import UserError
 
-SUFFIXES = (".warc", ".arc", ".wet", ".html", ".htm", ".jsonl", ".txt")
-_CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
-_HEAD = 2048  # Bytes of a page in which its encoding may be declared.
+__all__ = ["SUFFIXES", "Lost", "Raw", "extract", "files", "read", "read_file"]
+
+SUFFIXES = (".warc", ".arc", ".wet", ".html", ".htm", ".jsonl", ".txt", ".parquet")
+_SOURCE = re.compile(r"(tfds|tfds_dir|hf):(.+?)(?:#(.+))?")
 
 
-@dataclasses.dataclass(frozen=True)
-class Raw:
-  """A record as it was found.
+def read(
+  source: str | pathlib.Path,
+  *,
+  lost: Callable[[Lost], None] | None = None,
+  skipped: Callable[[str], None] | None = None,
+  text: str = "text",
+  id: str = "id",
+  url: str = "url",
+  max_bytes: int = MAX_BYTES,
+  max_ratio: float = MAX_RATIO,
+) -> Iterator[Raw]:
+  """Yields the records of a source, in the order of `files` and of each file.
 
-  Attributes:
-    id: unique in its source; 16 hex digits of the address unless the source has ids.
-    url: address of the page; a file's relative path if it has none.
-    body: HTML, or text if `html` is false.
-    html: the text is still to be extracted.
-    source: name of the file.
-  """
+  Of a crawl these are the successful HTML responses, resources of type HTML, and the text of
+  conversion records. Memory holds a few records, however large the files are.
 
-  id: str
-  url: str
-  body: str
-  html: bool
-  source: str
-
-
-def read(source: str | pathlib.Path) -> Iterator[Raw]:
-  """Yields the records of a file, or of all files of a folder in the order of their names.
-
-  Of a crawl these are the successful HTML responses and the text of conversion records.
-
-  Raises:
-    UserError: if there is nothing to read, or a file is broken; says which and where.
-  """
-  path = pathlib.Path(source)
-  for file in files(path):
-    name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-    try:
-      yield from _READERS[_suffix(file)](file, name)
-    except (EOFError, zlib.error, gzip.BadGzipFile, ArchiveLoadFailed) as e:
-      size = file.stat().st_size
-      raise UserError(f"{file}: broken at or before byte {size}: {_line(e)}; fetch it again") from e
-    except UnicodeDecodeError as e:
-      raise UserError(f"{file}: byte {e.start} is not UTF-8; convert the file") from e
-
-
-def files(path: str | pathlib.Path) -> list[pathlib.Path]:
-  """Lists the files that `read` reads.
+  Args:
+    source: a file, a folder, or a data set (see the module).
+    lost: gets each record that cannot be read, and reading goes on with the next one if the format
+      lets it be found. None: the first one is an error.
+    skipped: gets the kind of each record that is not meant to be read: "request record",
+      "status 404", "not HTML".
+    text: column of JSON lines and tables that holds the text.
+    id: column that holds an id, unique in the source; it may be missing.
+    url: column that holds an address; it may be missing.
+    max_bytes: of a record, decoded: a page, a line, a text. A larger one is lost. Default 64 MiB.
+    max_ratio: what becomes larger than 64 MiB and so many times larger than it was compressed is
+      taken for a decompression bomb, and the rest of it is lost. Default 200; gzip cannot do more
+      than 1,032, and text that people wrote reaches about 20.
 
   Raises:
-    UserError: if there are none.
+    UserError: if there is nothing to read, or a package is missing; without `lost` also if a
+      record cannot be read. Says the file, the place, the reason and what to do.
   """
-  path = pathlib.Path(path)
+  limits, columns = Limits(max_bytes, max_ratio), Columns(text, id, url)
+  limits.check()
+  kind, name, split = _parse(source)
+  if kind == "hf":
+    events = tables.hugging_face(name, split, limits, columns)
+    yield from _records(events, f"hf:{name}", f"hf:{name}#{split}", lost, skipped)
+    return
+  folder = pathlib.Path(name)
+  for file in files(source):
+    called = file.relative_to(folder).as_posix() if not kind and folder.is_dir() else file.name
+    yield from _records(_events(file, called, limits, columns), file, called, lost, skipped)
+
+
+def read_file(
+  file: str | pathlib.Path,
+  name: str,
+  *,
+  lost: Callable[[Lost], None] | None = None,
+  skipped: Callable[[str], None] | None = None,
+  text: str = "text",
+  id: str = "id",
+  url: str = "url",
+  max_bytes: int = MAX_BYTES,
+  max_ratio: float = MAX_RATIO,
+) -> Iterator[Raw]:
+  """Yields the records of one of `files`, for those who read many at a time.
+
+  Args:
+    file: its path.
+    name: `source` of its records, and part of the id of those without one: unique in the source.
+    lost: as all others, see `read`.
+    skipped: see `read`.
+    text: see `read`.
+    id: see `read`.
+    url: see `read`.
+    max_bytes: see `read`.
+    max_ratio: see `read`.
+
+  Raises:
+    UserError: see `read`.
+  """
+  limits = Limits(max_bytes, max_ratio)
+  limits.check()
+  file = pathlib.Path(file)
+  events = _events(file, name, limits, Columns(text, id, url))
+  yield from _records(events, file, name, lost, skipped)
+
+
+def files(source: str | pathlib.Path) -> list[pathlib.Path]:
+  """Lists the files that `read` reads, in a fixed order; none for a source "hf:...".
+
+  Raises:
+    UserError: if there is nothing to read.
+  """
+  kind, name, split = _parse(source)
+  if kind == "hf":
+    return []
+  if kind:
+    return tables.shards(tables.prepared(name) if kind == "tfds" else pathlib.Path(name), split)
+  path = pathlib.Path(name)
   if not path.exists():
     raise UserError(f'config.source: there is no "{path}"; give "pydocs", a file or a folder')
-  found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-  found = [file for file in found if _suffix(file) in _READERS]
+  if path.is_file():
+    found = [path] if _kind(path) else []
+  else:
+    found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in SUFFIXES)
   if not found:
-    wanted = " ".join(SUFFIXES)
-    raise UserError(f"{path}: no file that ends in one of {wanted} (or that and .gz)")
+    hint = (
+      "; it holds metadata, the text is in the .warc or .wet" if ".wat" in path.suffixes else ""
+    )
+    wanted, packed = " ".join(SUFFIXES), " ".join(CODECS)
+    raise UserError(f"{path}: no file that ends in one of {wanted} (then maybe {packed}){hint}")
   return found
 
 
-def extract(html: str, extractor: str = "trafilatura") -> str:
+def extract(
+  html: str,
+  extractor: str = "trafilatura",
+  seconds: float = extraction.SECONDS,
+  max_chars: int = extraction.MAX_CHARS,
+) -> str:
   """Returns the main text of a page; "" if it has none.
 
   Args:
     html: a page.
     extractor: "trafilatura" (best on articles), "resiliparse" (fast) or "blocks" (keeps
       all text outside navigation: documentation, tables).
+    seconds: the page may take; see `deadline.limited` for what that can end.
+    max_chars: the page may have.
 
   Raises:
     UserError: if there is no such extractor, or its package is not installed.
+    TimeoutError: if the page takes longer.
+    extraction.PageTooLarge: if the page is larger.
   """
-  return extraction.get(extractor)(html)
+  return extraction.run(extraction.get(extractor), html, seconds, max_chars)
 
 
-def _suffix(file: pathlib.Path) -> str:
-  suffixes = [s.lower() for s in file.suffixes if s.lower() != ".gz"]
-  return suffixes[-1] if suffixes else ""
+def _parse(source: str | pathlib.Path) -> tuple[str, str, str]:
+  """Returns (scheme or "", name or path, split)."""
+  found = _SOURCE.fullmatch(str(source))
+  return (found[1], found[2], found[3] or "train") if found else ("", str(source), "")
 
 
-def _open(file: pathlib.Path) -> BinaryIO:
-  return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else open(file, "rb")
+def _kind(file: pathlib.Path) -> str:
+  """Returns by which suffix a file is read; "" if by none."""
+  suffixes = [s.lower() for s in file.suffixes]
+  if rows := tables.ROWS.search(file.name):
+    return f".{rows[1]}"
+  if compressed := bool(suffixes and suffixes[-1] in CODECS):
+    suffixes.pop()
+  suffix = suffixes[-1] if suffixes else ""
+  if suffix == ".json" and compressed:
+    return ".jsonl"
+  return suffix if suffix in _READERS else ""
 
 
-def _archive(file: pathlib.Path, name: str) -> Iterator[Raw]:
-  with _open(file) as f:
-    # Python's gzip reader, not warcio's: that one takes a cut file for a short one.
-    for record in ArchiveIterator(f, arc2warc=True, check_digests=False):
-      url = record.rec_headers.get_header("WARC-Target-URI") or ""
-      if record.rec_type == "conversion":
-        text = record.content_stream().read().decode("utf-8", "replace")
-        yield Raw(identity(url or text), url, text, False, name)
-      elif record.rec_type == "response" and record.http_headers:
-        headers = record.http_headers
-        kind = headers.get_header("Content-Type") or ""
-        if headers.get_statuscode() == "200" and "html" in kind.lower():
-          body = _decode(record.content_stream().read(), kind)
-          yield Raw(identity(url or body), url, body, True, name)
-      if getattr(record.raw_stream, "limit", 0) and not record.raw_stream.read(1):
-        raise EOFError("the last record is cut")
-    while f.read(1 << 20):  # warcio takes a gzip error between records for the end; this does not.
-      pass
+def _records(
+  events: Iterable[Event],
+  file: object,
+  name: str,
+  lost: Callable[[Lost], None] | None,
+  skipped: Callable[[str], None] | None,
+) -> Iterator[Raw]:
+  """Hands out what is not a record."""
+  for event in events:
+    if isinstance(event, Raw):
+      yield event
+    elif isinstance(event, Skip):
+      if skipped:
+        skipped(event.kind)
+    elif lost:
+      lost(Lost(name, event.where, event.reason))
+    else:
+      kind, _, number = event.where.partition(" ")
+      where = f":{number}" if kind == "line" else f": {event.where}"
+      if kind == "byte" and event.todo == FETCH:
+        where = f": broken at or before {event.where}"
+      raise UserError(f"{file}{where}: {event.reason}; {event.todo}")
 
 
-def _html(file: pathlib.Path, name: str) -> Iterator[Raw]:
-  with _open(file) as f:
-    yield Raw(identity(name), name, _decode(f.read()), True, name)
+def _events(file: pathlib.Path, name: str, limits: Limits, columns: Columns) -> Iterator[Event]:
+  kind = _kind(file)
+  try:
+    if kind not in _READERS:
+      yield from tables.rows(file, name, limits, columns)
+      return
+    with Stream(file, limits) as stream:
+      other = None if stream.compressed else _misnamed(stream)
+      yield from [other] if other else _READERS[kind](stream, name, limits, columns)
+  except OSError as e:
+    raise UserError(f"{file}: {e.strerror or e}") from e
 
 
-def _text(file: pathlib.Path, name: str) -> Iterator[Raw]:
-  with _open(file) as f:
-    yield Raw(identity(name), name, f.read().decode("utf-8-sig"), False, name)
+def _misnamed(stream: Stream) -> Gone | None:
+  """Finds a compressed file whose name does not say so."""
+  head = stream.peek(6)
+  for suffix, codec in CODECS.items():
+    if head.startswith(codec.magic):
+      reason = f"this is {codec.name} data, which its name does not say; {REST}"
+      return Gone("byte 0", reason, f"rename it to end in {suffix}")
+  return None
 
 
-def _jsonl(file: pathlib.Path, name: str) -> Iterator[Raw]:
-  with _open(file) as f:
-    for number, line in enumerate(f, 1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line)
-        text = row["text"]
-      except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f'{file}:{number}: want a JSON object with "text": {_line(e)}') from e
-      if not isinstance(text, str):
-        raise UserError(f'{file}:{number}: "text" must be a string, got {type(text).__name__}')
-      url = str(row.get("url") or "")
-      yield Raw(str(row.get("id", "")) or identity(f"{name}:{number}"), url, text, False, name)
+def _archive(stream: Stream, name: str, limits: Limits, columns: Columns, arc: bool = False):
+  return archives.read(stream, name, limits, arc)
 
 
-def _decode(body: bytes, content_type: str = "") -> str:
-  """Decodes a page by its header, its own declaration, UTF-8, in this order."""
-  declared = _CHARSET.search(content_type.encode()) or _CHARSET.search(body[:_HEAD])
-  for encoding in ([declared[1].decode("ascii", "replace")] if declared else []) + ["utf-8"]:
+def _html(stream: Stream, name: str, limits: Limits, columns: Columns) -> Iterator[Event]:
+  body = stream.read(limits.max_bytes + 1)
+  if stream.failure:
+    yield stream.rest()
+  elif len(body) > limits.max_bytes:
+    yield limits.over("byte 0", "the page")
+  else:
+    yield Raw(identity(name), name, responses.decode(body), True, name)
+
+
+def _text(stream: Stream, name: str, limits: Limits, columns: Columns) -> Iterator[Event]:
+  body = stream.read(limits.max_bytes + 1)
+  if stream.failure:
+    yield stream.rest()
+  elif len(body) > limits.max_bytes:
+    yield limits.over("byte 0", "the text")
+  else:
     try:
-      return body.decode(encoding)
-    except (LookupError, UnicodeDecodeError):
-      continue
-  return body.decode("cp1252", "replace")  # What browsers take an unknown page for.
-
-
-def _line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).strip().split("\n")[0]
+      yield Raw(identity(name), name, body.decode("utf-8-sig"), False, name)
+    except UnicodeDecodeError as e:
+      yield Gone(f"byte {e.start}", "not UTF-8", "convert the file")
 
 
 _READERS = {
   ".warc": _archive,
-  ".arc": _archive,
+  ".arc": functools.partial(_archive, arc=True),
   ".wet": _archive,
   ".html": _html,
   ".htm": _html,
-  ".jsonl": _jsonl,
+  ".jsonl": tables.json_lines,
   ".txt": _text,
 }

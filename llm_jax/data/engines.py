@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -17,7 +18,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from llm_jax.errors import UserError, nearest
+
 Result = dict[str, Any]
+_ENGINES = ("local", "beam")
 _WAITING = 4  # Tasks per worker that are handed out ahead.
 
 
@@ -45,6 +49,38 @@ class Engine(Protocol):
     ...
 
 
+def make(
+  name: str, workers: int = 1, beam_runner: str = "", beam_options: Sequence[str] = ()
+) -> "contextlib.AbstractContextManager[Engine]":
+  """Returns the engine called `name`, as a context.
+
+  Args:
+    name: "local" or "beam".
+    workers: processes of the local engine.
+    beam_runner: name of Beam's runner; "": the one in this process.
+    beam_options: further words of Beam's command line.
+
+  Raises:
+    UserError: if there is none, or its package is not installed.
+  """
+  check(name, beam_runner)
+  if name == "local":
+    return Local(workers)
+  from llm_jax.data.beam import Beam  # Its package is an extra.
+
+  return Beam(beam_runner, tuple(beam_options))
+
+
+def check(name: str, beam_runner: str = "") -> None:
+  """Raises UserError unless `make` can make the engine."""
+  if name not in _ENGINES:
+    raise UserError(f'config.engine: there is no engine "{name}"{nearest(name, _ENGINES)}')
+  if beam_runner and name != "beam":
+    raise UserError(f"config.beam_runner={beam_runner} needs config.engine=beam")
+  if name == "beam" and not importlib.util.find_spec("apache_beam"):
+    raise UserError("config.engine=beam needs Apache Beam: pip install 'llm_jax[beam]'")
+
+
 def run_task(fn: Function, task: Task) -> Result:
   """Runs a task, unless its result is there."""
   done = result_of(task)
@@ -57,7 +93,7 @@ def run_task(fn: Function, task: Task) -> Result:
 def result_of(task: Task) -> Result | None:
   """Returns the result that an earlier run left, or None."""
   with contextlib.suppress(FileNotFoundError):
-    return json.loads(pathlib.Path(task.out + ".json").read_bytes())
+    return read_json(task.out + ".json")
   return None
 
 
@@ -69,6 +105,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     f.flush()
     os.fsync(f.fileno())
   os.replace(temporary, path)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Reads what `write_json` wrote."""
+  return json.loads(pathlib.Path(path).read_bytes())
 
 
 class Local:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 import lxml.etree
 import lxml.html
 
+from llm_jax.data.deadline import limited
 from llm_jax.errors import UserError, nearest
 
+SECONDS = 10.0  # A page takes about 0.015, one of a megabyte about 1.
+MAX_CHARS = 10_000_000
 _SKIP = frozenset(
   (
     "script style noscript template nav header footer aside form button select svg iframe head"
@@ -22,6 +25,27 @@ _LINE = frozenset("br tr td th dt dd li caption".split())
 _HEADING = frozenset("h1 h2 h3 h4 h5 h6".split())
 _SPACE = re.compile(r"[ \t\r\n\f]+")  # Not the no-break space: that one is meant.
 _LINKED = 0.66  # Fraction of a line's characters in links from which it is navigation.
+# A text shorter than this, that is less than this share of what the page shows, is too little; both
+# are the figures by which trafilatura looks again on its own ...
+_SHORT = 3000
+_SHARE = 0.2
+_LONGER = 2.0  # ... and another text must be so many times longer to be taken for it.
+# What a call into C would need minutes for, and nothing can end: parsers search all attributes of
+# an element for each new one, and resiliparse walks up from each element.
+_LONG_TAG = re.compile(r"<[A-Za-z][^<>]{4000,}")
+_QUOTED = re.compile(r"""=\s*(?:"[^"]*"|'[^']*')""")
+_ATTRIBUTES = 1000
+_NESTED = 5000
+_TAG = re.compile(r"<(/?)([A-Za-z][^\s/>]*)")
+# Elements that are not closed, or need not be.
+_OPEN = frozenset(
+  "area base br col embed hr img input link meta param source track wbr p li td th tr dt dd option"
+  " thead tbody tfoot colgroup".split()
+)
+
+
+class PageTooLarge(ValueError):
+  """A page that no extractor is given; the message says why."""
 
 
 def get(name: str) -> Callable[[str], str]:
@@ -33,6 +57,30 @@ def get(name: str) -> Callable[[str], str]:
   if name not in _EXTRACTORS:
     raise UserError(f'there is no extractor "{name}"{nearest(name, _EXTRACTORS)}')
   return _EXTRACTORS[name]
+
+
+def run(
+  extractor: Callable[[str], str],
+  html: str,
+  seconds: float = SECONDS,
+  max_chars: int = MAX_CHARS,
+) -> str:
+  """Returns what `extractor` makes of a page, within limits.
+
+  Raises:
+    TimeoutError: after `seconds`; see `deadline.limited` for what it can end.
+    PageTooLarge: if the page has more than `max_chars` characters, or an element with thousands of
+      attributes or ancestors, for which parsers need quadratic time.
+  """
+  if len(html) > max_chars:
+    raise PageTooLarge(f"a page of {len(html):,} characters, over the cap of {max_chars:,}")
+  for tag in _LONG_TAG.finditer(html):
+    names, quoted = _QUOTED.subn("=", tag[0])
+    if max(len(names.split()), quoted) > _ATTRIBUTES:
+      raise PageTooLarge(f"an element with more than {_ATTRIBUTES:,} attributes")
+  if html.count("<") > 2 * _NESTED and _depth(html) > _NESTED:
+    raise PageTooLarge(f"elements nested more than {_NESTED:,} deep")
+  return limited(extractor, html, seconds=seconds)
 
 
 def blocks(html: str) -> str:
@@ -135,9 +183,36 @@ class _Lines:
 
 
 def _trafilatura(html: str) -> str:
+  """Precise first; where that finds a crumb of a page full of text, once more with less doubt.
+
+  Both without the second opinions of readability and jusText, which cost more time than they gain.
+  """
   import trafilatura  # Slow to import, and not needed for text sources.
 
-  return trafilatura.extract(html, include_comments=False, favor_precision=True) or ""
+  tree = trafilatura.load_html(html)
+  if tree is None:
+    return ""
+
+  def look(**focus) -> str:
+    return trafilatura.extract(tree, include_comments=False, fast=True, **focus) or ""
+
+  text = look(favor_precision=True)
+  if len(text) < _SHORT and len(text) < _SHARE * _shown(tree):
+    more = look(favor_recall=True)
+    if len(more) > _LONGER * len(text):
+      return more
+  return text
+
+
+def _shown(tree: lxml.html.HtmlElement) -> int:
+  """Returns the number of characters that a page shows."""
+  return sum(len(" ".join(text.split())) for text in _SHOWN(tree))
+
+
+_SHOWN = lxml.etree.XPath(
+  "//body//text()[not(parent::script or parent::style or parent::noscript or parent::template"
+  " or parent::textarea)]"
+)
 
 
 def _resiliparse(html: str) -> str:
@@ -145,7 +220,20 @@ def _resiliparse(html: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
   except ImportError as e:
     raise UserError('extractor "resiliparse" is not installed; pip install resiliparse') from e
+  html = html.encode("utf-8", "replace").decode()  # It takes no lone surrogates.
   return extract_plain_text(html, main_content=True, alt_texts=False)
+
+
+def _depth(html: str) -> int:
+  """Returns how deep the elements of a page are nested at most, if all are closed."""
+  depth = deepest = 0
+  for tag in _TAG.finditer(html):
+    if tag[1]:
+      depth -= 1
+    elif tag[2].lower() not in _OPEN:
+      depth += 1
+      deepest = max(deepest, depth)
+  return deepest
 
 
 _EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse, "blocks": blocks}

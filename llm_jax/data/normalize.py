@@ -1,22 +1,38 @@
-"""Edits of text: repair, whitespace, captions of documentation, what repeats in the corpus."""
+"""Edits of text: repair, whitespace, rulers, captions of documentation."""
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
 import ftfy
+from ftfy.badness import is_bad
 
 from llm_jax.data.docstrings import fields, unmark
-from llm_jax.data.documents import identity
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+# What ftfy always has to look at: control characters, line separators, surrogates, ligatures, wide
+# and narrow forms, and the letters that alone, among ASCII, may be a mis-decoded character.
+_ALWAYS = (
+  "\x00-\x08\x0b\x0d-\x1f\x7f-\x9f\xc2\xc3\u0132\u0133\u0149\u0152\u0153\u01c4-\u01cc\u01f1-\u01f3"
+  "\u2028\u2029\u206a-\u206f\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffc"
+)
+_PLAIN = "\xa0\u2013\u2014\u2018\u2019\u201c\u201d\u2026"  # Between themselves they are no mistake.
+# Every other mis-decoded character is at least two that are not ASCII, side by side.
+_SUSPECT = re.compile(
+  f"[\x00-\x08\x0b\x0d-\x1f\x7f-\U0010ffff]"
+  f"(?:(?<=[{_ALWAYS}])|(?<=[^{_PLAIN}])[^\x00-\x7f]|(?<=[{_PLAIN}])[^\x00-\x7f{_PLAIN}])"
+)
+_CERTAIN = re.compile(f"[{_ALWAYS}]")
+_ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
+_SINGLE, _DOUBLE = "\u02bc\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"
 _BLANKS = re.compile(r"\n{3,}")
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _WIDE = re.compile(r"(?<=\S) {2,}")
 _EXAMPLE = re.compile(r"^ *(>>>|\.\.\. )")  # There, spaces are indentation.
-# Lines without a letter or digit: rulers, borders of tables and boxes.
-_RULER = re.compile(r"^[^\w\n]*([-=*_~#+^.|\u2500-\u257f])\1{2,}[^\w\n]*$", re.MULTILINE)
+# Lines without a letter or digit in which a mark stands three times: rulers, borders of tables.
+_RULER = re.compile(
+  r"^(?:(?=[^\w\n]*+$).*?([-=*~#+^.|\u2500-\u257f])\1\1.*|[^\w\n]*+_{3,}+[^\w\n]*+)$",
+  re.MULTILINE,
+)
 _SIGNATURE = re.compile(
   r"^(?:(?:class |async )?[A-Za-z_][\w.]*\(.*\)(?: -> \S.*)?|class [A-Za-z_][\w.]*)$"
 )
@@ -47,16 +63,42 @@ def repair(text: str) -> str:
   """Mends mis-decoded characters (ftfy), composes (NFC), and drops control characters."""
   text = text.replace("\r\n", "\n").replace("\r", "\n")
   if not text.isascii():
-    text = ftfy.fix_text(text, uncurl_quotes=True, normalization="NFC")
-    text = unicodedata.normalize("NFC", text.replace("\xa0", " "))
+    text = unicodedata.normalize("NFC", mend(text).replace("\xa0", " "))
   return _CONTROL.sub("", text)
+
+
+def mend(text: str) -> str:
+  """Returns what `ftfy.fix_text` with straight quotes and NFC does, 20 times faster on web pages.
+
+  ftfy works line by line, and what it can change has marks: this finds the lines that have one and
+  hands only those on. In the others it would straighten curly quotes and nothing else.
+  """
+  tag = text.find("<")
+  entities_end = text.rfind("\n", 0, tag) + 1 if tag >= 0 else len(text)
+  spans = {*_lines_with(_SUSPECT, text, len(text)), *_lines_with(_ENTITY, text, entities_end)}
+  if not unicodedata.is_normalized("NFC", text):
+    spans |= {(a, b) for a, b in _lines(text) if not unicodedata.is_normalized("NFC", text[a:b])}
+  pieces, last = [], 0
+  for start, stop in sorted(spans):
+    line = text[start:stop]
+    entities = "auto" if start < entities_end else False  # After a "<", ftfy leaves entities alone.
+    pieces.append(_uncurled(text[last:start]))
+    pieces.append(_mended(line, entities))
+    last = stop
+  return "".join((*pieces, _uncurled(text[last:])))
 
 
 def whitespace(text: str) -> str:
   """Tabs become spaces, runs inside a line one space, more than one blank line one."""
-  text = _TRAILING.sub("", text.expandtabs(4))
-  lines = [line if _EXAMPLE.match(line) else _WIDE.sub(" ", line) for line in text.split("\n")]
-  return _BLANKS.sub("\n\n", "\n".join(lines)).strip("\n")
+  text = text.expandtabs(4)
+  if " \n" in text or text.endswith(" "):
+    text = "\n".join([line.rstrip(" ") for line in text.split("\n")])
+  if ">>>" in text or "... " in text:
+    lines = [line if _EXAMPLE.match(line) else _WIDE.sub(" ", line) for line in text.split("\n")]
+    text = "\n".join(lines)
+  elif "  " in text:
+    text = _WIDE.sub(" ", text)
+  return _BLANKS.sub("\n\n", text).strip("\n")
 
 
 def rulers(text: str) -> str:
@@ -100,56 +142,37 @@ def is_signature(line: str) -> bool:
   return bool(_SIGNATURE.match(line)) and not line.endswith("().")
 
 
-def boilerplate(texts: Iterable[str], fraction: float, min_words: int = 3) -> set[str]:
-  """Returns the lines that stand on more than `fraction` of the pages, stripped.
-
-  After C4's line deduplication (Raffel et al. 2020, arXiv:1910.10683, sec. 2.2), by pages instead
-  of occurrences: a phrase that one page repeats is none.
-
-  Args:
-    texts: pages.
-    fraction: of the pages, in (0, 1]; at least three pages.
-    min_words: shorter lines stay: "Returns:" is frequent and means something.
-  """
-  pages = 0
-  counts: Counter[str] = Counter()
-  for text in texts:
-    pages += 1
-    counts.update({line.strip() for line in text.split("\n")})
-  least = max(fraction * pages, 2)
-  return {line for line, n in counts.items() if n > least and len(line.split()) >= min_words}
+def _lines(text: str) -> Iterator[tuple[int, int]]:
+  """Yields where each line starts and ends, with its newline."""
+  start = 0
+  while start < len(text):
+    stop = text.find("\n", start) + 1 or len(text)
+    yield start, stop
+    start = stop
 
 
-def without_lines(text: str, lines: set[str]) -> str:
-  """Returns `text` without the given lines."""
-  kept = [line for line in text.split("\n") if line.strip() not in lines]
-  return _BLANKS.sub("\n\n", "\n".join(kept)).strip("\n")
+def _lines_with(pattern: re.Pattern[str], text: str, end: int) -> Iterator[tuple[int, int]]:
+  """Yields the lines before `end` that have a match of a pattern, which crosses no newline."""
+  at = 0
+  while match := pattern.search(text, at, end):
+    at = text.find("\n", match.start()) + 1 or len(text)
+    yield text.rfind("\n", 0, match.start()) + 1, at
 
 
-def unique_paragraphs(texts: Sequence[str], min_chars: int = 40) -> tuple[list[str], int, int]:
-  """Drops every paragraph that stood before, in an earlier text or the same one.
+def _mended(line: str, entities: str | bool) -> str:
+  straight = _uncurled(line)
+  certain = _CERTAIN.search(line) or (entities and _ENTITY.search(line))
+  if not certain and unicodedata.is_normalized("NFC", line):
+    if not is_bad(line) and not is_bad(straight):
+      return straight
+  return ftfy.fix_text(line, unescape_html=entities, uncurl_quotes=True, normalization="NFC")
 
-  Args:
-    texts: in order of importance, since the first copy stays.
-    min_chars: shorter paragraphs stay.
 
-  Returns:
-    (texts, number of paragraphs dropped, their UTF-8 bytes).
-  """
-  seen: set[str] = set()
-  out, count, size = [], 0, 0
-  for text in texts:
-    kept = []
-    for paragraph in text.split("\n\n"):
-      key = identity(" ".join(paragraph.lower().split()))
-      if len(paragraph) >= min_chars and key in seen:
-        count += 1
-        size += len(paragraph.encode())
-        continue
-      seen.add(key)
-      kept.append(paragraph)
-    out.append("\n\n".join(kept))
-  return out, count, size
+def _uncurled(text: str) -> str:
+  for quote, curly in (("'", _SINGLE), ('"', _DOUBLE)):
+    for mark in curly:
+      text = text.replace(mark, quote)
+  return text
 
 
 def _strip(lines: list[str]) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import grain
 import grain.experimental
 import numpy as np
-from array_record.python import array_record_module
 
+from llm_jax.data import records
 from llm_jax.errors import UserError
 
 _FORMAT = "llm_jax-tokens-1"
@@ -35,7 +35,9 @@ class RandomAccess(Protocol):
 
 
 def write_tokens(
-  path: str | os.PathLike[str], documents: Iterable[Sequence[int]], vocab_size: int = 65_536
+  path: str | os.PathLike[str],
+  documents: Iterable[Sequence[int] | np.ndarray],
+  vocab_size: int = 65_536,
 ) -> dict[str, int]:
   """Writes documents as an ArrayRecord file: a record each, and a last one that describes them.
 
@@ -54,14 +56,9 @@ def write_tokens(
   Raises:
     ValueError: if an id is not in [0, vocab_size).
   """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   dtype = np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
-  partial = path.with_name(path.name + ".partial")
-  # Uncompressed: ids hardly shrink, and a chunk of a long document reads the whole of it.
-  writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
   lengths = []
-  try:
+  with records.new(path) as writer:
     for document in documents:
       ids = np.asarray(document, np.int64)
       if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
@@ -71,52 +68,61 @@ def write_tokens(
     counts = {"documents": len(lengths), "tokens": sum(lengths)}
     meta = json.dumps({"format": _FORMAT, "dtype": dtype.str, **counts})
     writer.write(np.asarray(lengths, "<u4").tobytes() + b"\n" + meta.encode())
-    writer.close()
-    partial.replace(path)
-  finally:
-    if writer.is_open():
-      writer.close()
-    partial.unlink(missing_ok=True)
   return counts
 
 
 class TokenSource:
-  """Documents of a token file by index, each int32 [n]; open in any number of threads.
+  """Documents of token files by index, each int32 [n]; open in any number of threads.
+
+  Many files read as one, in the order of their names; so a corpus can be written part by part, by
+  any number of processes, each file a part that is either there or not.
+
+  Args:
+    path: see `records.files`.
 
   Attributes:
     lengths: [documents] uint32.
+    files: the files, in order.
+    dtype: the widest that ids have on disk.
 
   Raises:
-    UserError: if the file is missing, cut short or of another kind.
+    UserError: if a file is missing, cut short or of another kind.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
-    self._path = str(path)
-    remedy = "prepare the corpus again with `python -m experiments.prepare`"
-    if not os.path.isfile(self._path):
-      raise UserError(f"no token file {self._path}: {remedy}")
-    try:
-      self._reader = array_record_module.ArrayRecordReader(self._path, "readahead_buffer_size:0")
-      count = self._reader.num_records()
-      body, _, meta_line = self._reader.read([count - 1])[0].rpartition(b"\n")
-      meta = json.loads(meta_line)
-      if meta["format"] != _FORMAT or meta["documents"] != count - 1:
-        raise ValueError(f"format {meta['format']}, {count - 1} of {meta['documents']} documents")
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-      raise UserError(f"{self._path} is no complete token file ({error}): {remedy}") from error
-    self._dtype = np.dtype(meta["dtype"])
-    self.lengths = np.frombuffer(body, "<u4")
+  def __init__(self, path: records.Paths):
+    self.files = records.files(path)
+    self._shards = [_Shard(file) for file in self.files]
+    self.lengths = np.concatenate([shard.lengths for shard in self._shards])
+    self._ends = np.cumsum([len(shard.lengths) for shard in self._shards])
+    self.dtype = max((shard.dtype for shard in self._shards), key=lambda d: d.itemsize)
 
   def __len__(self) -> int:
     return len(self.lengths)
 
   def __getitem__(self, index: int) -> np.ndarray:
+    return self.part(index)
+
+  def part(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Returns the tokens from `start` up to `stop` of document `index`."""
     if not 0 <= index < len(self):
       raise IndexError(f"document {index} of {len(self)}")
-    return np.frombuffer(self._reader.read([int(index)])[0], self._dtype).astype(np.int32)
+    number = int(np.searchsorted(self._ends, index, side="right"))
+    shard = self._shards[number]
+    record = shard.reader.read([int(index - self._ends[number] + len(shard.lengths))])[0]
+    return np.frombuffer(record, shard.dtype)[start:stop].astype(np.int32)
 
   def __repr__(self) -> str:
-    return f"TokenSource({self._path!r})"
+    more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+    return f"TokenSource({str(self.files[0])!r}{more})"
+
+
+class _Shard:
+  """One token file."""
+
+  def __init__(self, path: pathlib.Path):
+    self.reader, body, meta = records.open_described(path, _FORMAT, "documents")
+    self.dtype = np.dtype(meta["dtype"])
+    self.lengths = np.frombuffer(body, "<u4")
 
 
 class Chunks:
@@ -133,25 +139,38 @@ class Chunks:
   def __init__(self, source: TokenSource, length: int):
     self._source, self._length = source, length
     # A document of one token or none has nothing to predict.
-    counts = -(-np.maximum(source.lengths.astype(np.int64) - 1, 0) // length)
-    self._ends = np.cumsum(counts)
-    self.predictions = int(np.maximum(source.lengths.astype(np.int64) - 1, 0).sum())
+    self._predictions = np.maximum(source.lengths.astype(np.int64) - 1, 0)
+    self._ends = np.cumsum(-(-self._predictions // length))
+    self.predictions = int(self._predictions.sum())
 
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    ids = self.ids(index)
+    return {"tokens": ids[:-1], "targets": ids[1:]}
+
+  def ids(self, index: int) -> np.ndarray:
+    """Returns the inputs and the last target of chunk `index`, int32 [n + 1]."""
     document = int(np.searchsorted(self._ends, index, side="right"))
     first = int(self._ends[document - 1]) if document else 0
     start = (index - first) * self._length
-    ids = self._source[document][start : start + self._length + 1]
-    return {"tokens": ids[:-1], "targets": ids[1:]}
+    return self._source.part(document, start, start + self._length + 1)
+
+  def sizes(self) -> np.ndarray:
+    """Returns the predictions in each chunk, int64 [chunks], without reading any."""
+    sizes = np.full(len(self), self._length, np.int64)
+    some = self._predictions > 0
+    sizes[self._ends[some] - 1] = (self._predictions[some] - 1) % self._length + 1
+    return sizes
 
   def __repr__(self) -> str:
     return f"Chunks({self._source!r}, {self._length})"
 
 
-def shuffled(source: RandomAccess, seed: int, epochs: int, shuffle: bool = True):
+def shuffled(
+  source: RandomAccess | Sequence[Any], seed: int, epochs: int, shuffle: bool = True
+) -> grain.MapDataset:
   """Returns `source` as a Grain MapDataset in an order of its own in every epoch; -1: endless."""
   if not len(source):
     raise UserError(f"{source!r} is empty: there is nothing to train on")

@@ -1,100 +1,110 @@
-"""SentencePiece BPE with byte fallback: any text in, ids out, and the very same text back."""
+"""Text to ids and back: one interface for tokenizers that are trained here and for those of others.
 
-import hashlib
-import heapq
-import io
-import json
+SentencePiece models are in tokenizer_sentencepiece.py, tokenizer.json files of Hugging Face in
+tokenizer_huggingface.py; tokenizer_files.py reads and writes both, tokenizer_export.py gives ours
+to Hugging Face's libraries.
+"""
+
+import abc
+import dataclasses
 import pathlib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import sentencepiece
+import numpy as np
 
-from llm_jax.errors import UserError
+from llm_jax.data import tokenizer_train
+from llm_jax.data.documents import Document
+from llm_jax.data.tokenizer_train import SPECIAL, SURROGATE, byte_count
+from llm_jax.data.workers import batched
 
-_MODEL, _META = "tokenizer.model", "tokenizer.json"
-_SPECIAL = ("pad", "unk", "bos", "eos", "system", "user", "assistant", "end")
-_MARKERS = tuple(f"<|{name}|>" for name in _SPECIAL[4:])
-_NEWLINES = ("\n", "\n\n")
-_SPACE = "\u2581"  # SentencePiece writes a space like this, so the real one is spelt in bytes.
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_CHARS = 4_000  # A longer line is cut for training, which takes short sentences only.
-_SMALLEST = len(_SPECIAL) + len(_NEWLINES) + 256
+__all__ = [
+  "Fertility",
+  "Tokenizer",
+  "byte_count",
+  "bytes_per_token",
+  "report",
+  "table",
+  "train",
+]
 
 
-class Tokenizer:
-  """Text to ids and back, exactly: `decode(encode(text)) == text` for all valid Unicode text.
+class Tokenizer(abc.ABC):
+  """Text to ids and back; a text is never read as a control token, whatever it spells.
 
-  Digits are single tokens, newlines are never merged with text. The control tokens (padding,
-  document and turn markers) cannot be written: their names in a text become ordinary tokens.
+  Tokenizers that `train` made are exact: `decode(encode(text)) == text` for all valid Unicode
+  text. An imported one keeps its own rules: it may add a space in front, or compose characters.
 
   Attributes:
     vocab_size: number of ids.
-    pad_id: 0, padding.
-    unk_id: 1, never produced.
+    pad_id: padding, 0 in those made here.
+    unk_id: never produced where bytes spell what is unknown; -1: there is none.
     bos_id: first token of a document or conversation.
     eos_id: last token of a document.
     system_id: opens a system turn.
     user_id: opens a user's turn.
     assistant_id: opens an assistant's turn.
     end_id: closes any turn.
+    control: ids that no text gives, and that decode to nothing.
+    byte_ids: id -> the byte that it stands for, of ids that are one byte.
   """
 
-  def __init__(self, model: bytes):
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    self.vocab_size: int = self._processor.get_piece_size()
-    self.pad_id, self.unk_id, self.bos_id, self.eos_id = range(4)
-    self.system_id, self.user_id, self.assistant_id, self.end_id = (
-      self._processor.piece_to_id(marker) for marker in _MARKERS
-    )
-    self._space_ids = [
-      self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode("utf-8")
-    ]
-    self._control = frozenset(
-      [0, 1, 2, 3, self.system_id, self.user_id, self.assistant_id, self.end_id]
-    )
+  vocab_size: int
+  pad_id: int
+  unk_id: int
+  bos_id: int
+  eos_id: int
+  system_id: int
+  user_id: int
+  assistant_id: int
+  end_id: int
+  control: frozenset[int]
+  byte_ids: Mapping[int, int]
 
-  @classmethod
-  def load(cls, directory: str | pathlib.Path) -> "Tokenizer":
-    """Reads what `train` wrote.
+  def __init__(self, vocab_size: int, ids: Mapping[str, int], control: Iterable[int]):
+    self.vocab_size = vocab_size
+    for name in SPECIAL:
+      setattr(self, f"{name}_id", ids[name])
+    self.control = frozenset(control)
+
+  @staticmethod
+  def load(directory: str | pathlib.Path) -> "Tokenizer":
+    """Reads what `train` or `tokenizer_files.adopt` wrote.
 
     Raises:
       UserError: if the files are missing, damaged, or do not belong together.
     """
-    directory = pathlib.Path(directory)
-    remedy = "train it again with `python -m experiments.prepare`"
-    try:
-      model = (directory / _MODEL).read_bytes()
-      meta = json.loads((directory / _META).read_text(encoding="utf-8"))
-      expected = meta["sha256"]
-    except OSError as error:
-      raise UserError(f"no tokenizer in {directory} ({error.strerror}): {remedy}") from error
-    except (ValueError, KeyError, TypeError) as error:
-      raise UserError(f"{directory / _META} is damaged: {remedy}") from error
-    if hashlib.sha256(model).hexdigest() != expected:
-      raise UserError(f"{directory / _MODEL} does not match its hash in {_META}: {remedy}")
-    try:
-      return cls(model)
-    except RuntimeError as error:
-      raise UserError(f"{directory / _MODEL} is no SentencePiece model: {remedy}") from error
+    from llm_jax.data import tokenizer_files  # It imports this module.
+
+    return tokenizer_files.load(directory)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, none of them a control id.
 
     Half of a surrogate pair, which UTF-8 cannot write, becomes U+FFFD.
     """
-    return self.encode_batch([text])[0]
+    return self.encode_arrays([text])[0].tolist()
 
   def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-    """Returns `encode` of each text, in one call of the C++ library."""
-    texts = [text if text.isascii() else _SURROGATE.sub("\ufffd", text) for text in texts]
-    # Only these few texts take the slow path of `_encode_spaced`.
-    plain = [text if _SPACE not in text else "" for text in texts]
-    rows = self._processor.encode(plain, num_threads=threads)
-    return [
-      self._encode_spaced(text) if _SPACE in text else row
-      for text, row in zip(texts, rows, strict=True)
-    ]
+    """Returns `encode` of each text."""
+    return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
+
+  def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+    """Returns `encode` of each text as int32 [n], which is faster than lists.
+
+    Args:
+      texts: any strings.
+      threads: of the C++ or Rust library, where it encodes whole texts. A table of words (see
+        tokenizer_words.py) is no faster with threads: use processes there.
+    """
+    clean = [text if text.isascii() else SURROGATE.sub("\ufffd", text) for text in texts]
+    return self._encode(clean, threads)
+
+  def documents(self, texts: Iterable[str], threads: int = 1) -> Iterator[np.ndarray]:
+    """Yields [bos] text [eos] of each text, int32 [n], for `packing.write_tokens`."""
+    first, last = np.array([self.bos_id], np.int32), np.array([self.eos_id], np.int32)
+    for batch in batched(texts, 64):
+      for ids in self.encode_arrays(batch, threads):
+        yield np.concatenate([first, ids, last])
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids`; control ids have none.
@@ -104,143 +114,128 @@ class Tokenizer:
     parts, run = [], []
     for i in map(int, ids):
       if 0 <= i < self.vocab_size:
-        if i not in self._control:
+        if i not in self.control:
           run.append(i)
       else:
-        parts += [self._processor.decode(run), "\ufffd"]
+        parts += [self._decode(run), "\ufffd"]
         run = []
-    return "".join([*parts, self._processor.decode(run)])
+    return "".join([*parts, self._decode(run)])
 
+  @abc.abstractmethod
   def token(self, i: int) -> str:
     """Returns how token `i` is spelt, for people: `<|user|>`, `<0x0A>`, `▁the`."""
-    return self._processor.id_to_piece(int(i))
 
-  def _encode_spaced(self, text: str) -> list[int]:
-    ids: list[int] = []
-    for i, part in enumerate(text.split(_SPACE)):
-      ids += self._space_ids * (i > 0) + self._processor.encode(part)
-    return ids
+  @abc.abstractmethod
+  def _encode(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
+    """Returns the ids of texts without surrogates, int32 [n] each."""
+
+  @abc.abstractmethod
+  def _decode(self, ids: list[int]) -> str:
+    """Returns the text of ids below `vocab_size`, none of them a control id."""
 
 
 def train(
-  texts: Iterable[str],
+  texts: Iterable[str | Document],
   directory: str | pathlib.Path,
   vocab_size: int,
   seed: int = 0,
   max_bytes: int = 10_000_000,
+  *,
+  weights: Mapping[str, float] | None = None,
+  kind: str = "bpe",
+  split_digits: bool = True,
+  newlines: int = 2,
+  space_runs: int = 0,
 ) -> Tokenizer:
   """Trains a tokenizer and writes it to `directory`; the same texts in any order give one result.
 
   Args:
-    texts: documents, read once.
-    directory: gets tokenizer.model and tokenizer.json (ids, hash, sample size).
+    texts: documents, read once; `Document`s if there are `weights`.
+    directory: gets tokenizer.model and tokenizer.json (ids, rules, hash, sample).
     vocab_size: number of ids, control tokens and the 256 bytes included.
     seed: of the sample.
     max_bytes: about so many UTF-8 bytes of whole documents, chosen by hash, are learned from.
+    weights: source -> its part of these bytes, relative; None: all documents alike. A source that
+      has fewer bytes gives what it has, and tokenizer.json says so.
+    kind: see `tokenizer_train.Rules`, as for the other keywords.
+    split_digits: every digit is a token of its own.
+    newlines: runs of 1 to so many newlines are tokens; no other token holds any.
+    space_runs: runs of 2 to so many spaces are always tokens; 0: what is frequent.
 
   Returns:
     The tokenizer, as `Tokenizer.load(directory)` gives it.
 
   Raises:
-    UserError: if the texts are too few for `vocab_size`, or it is too small for the 256 bytes.
+    UserError: if the texts are too few for `vocab_size`, it is too small for the 256 bytes, a rule
+      is unknown, or weights and sources do not match.
   """
-  if vocab_size < _SMALLEST:
-    raise UserError(f"vocab_size={vocab_size} is too small: it must be at least {_SMALLEST}")
-  chosen = _sample(texts, seed, max_bytes)
-  model = _fit(chosen, vocab_size)
-  tokenizer = Tokenizer(model)
-  _save(tokenizer, model, pathlib.Path(directory), chosen, seed)
-  return tokenizer
+  from llm_jax.data import tokenizer_files  # It imports this module.
+
+  rules = tokenizer_train.Rules(kind, split_digits, newlines, space_runs)
+  tokenizer_train.check(rules, vocab_size)
+  chosen = tokenizer_train.sample(texts, seed, max_bytes, weights)
+  model = tokenizer_train.fit([t for s in chosen.values() for t in s.texts], vocab_size, rules)
+  return tokenizer_files.save(model, directory, rules, chosen, seed)
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
   """Returns UTF-8 bytes per token over all `texts`; 0 if they hold no token."""
-  tokens = sum(map(len, tokenizer.encode_batch(texts)))
-  return sum(byte_count(text) for text in texts) / tokens if tokens else 0.0
+  tokens = sum(map(len, tokenizer.encode_arrays(texts)))
+  return sum(map(byte_count, texts)) / tokens if tokens else 0.0
 
 
-def byte_count(text: str) -> int:
-  """Returns the length of `text` in UTF-8 bytes, lone surrogates counting as U+FFFD."""
-  return len(text.encode("utf-8", "surrogatepass"))
+@dataclasses.dataclass(frozen=True)
+class Fertility:
+  """What a tokenizer makes of one source's texts.
+
+  Attributes:
+    source: its name.
+    texts: how many.
+    bytes: UTF-8 bytes in them.
+    words: what stands between white space.
+    tokens: without markers of documents.
+    bytes_per_token: more is better.
+    tokens_per_word: the fertility, 1 at best (Rust et al., arXiv:2012.15613).
+    spelt: fraction of tokens that are one byte of a character without a token.
+  """
+
+  source: str
+  texts: int
+  bytes: int
+  words: int
+  tokens: int
+  bytes_per_token: float
+  tokens_per_word: float
+  spelt: float
 
 
-def _fit(texts: Sequence[str], vocab_size: int) -> bytes:
-  buffer = io.BytesIO()
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(_lines(texts)),
-      model_writer=buffer,
-      model_type="bpe",
-      vocab_size=vocab_size,
-      byte_fallback=True,
-      split_digits=True,
-      normalization_rule_name="identity",
-      remove_extra_whitespaces=False,
-      add_dummy_prefix=False,
-      allow_whitespace_only_pieces=True,
-      user_defined_symbols=list(_NEWLINES),
-      control_symbols=list(_MARKERS),
-      pad_id=0,
-      unk_id=1,
-      bos_id=2,
-      eos_id=3,
-      max_sentence_length=8 * _LINE_CHARS,
-      num_threads=1,  # Another number gives another model, and is no faster.
-      minloglevel=2,
+def report(tokenizer: Tokenizer, sources: Mapping[str, Iterable[str]]) -> list[Fertility]:
+  """Returns a row per source of {source: texts}; ratios are 0 where there is nothing to count."""
+  rows = []
+  letters = np.array(sorted(tokenizer.byte_ids), np.int32)
+  for source, texts in sources.items():
+    count, size, words, tokens, spelt = 0, 0, 0, 0, 0
+    for batch in batched(texts, 64):
+      count += len(batch)
+      size += sum(map(byte_count, batch))
+      words += sum(len(text.split()) for text in batch)
+      for ids in tokenizer.encode_arrays(batch):
+        tokens += len(ids)
+        spelt += int(np.isin(ids, letters).sum())
+    ratio = lambda a, b: a / b if b else 0.0  # noqa: E731
+    parts = ratio(size, tokens), ratio(tokens, words), ratio(spelt, tokens)
+    rows.append(Fertility(source, count, size, words, tokens, *parts))
+  return rows
+
+
+def table(rows: Sequence[Fertility]) -> str:
+  """Returns the rows of `report` as lines for people."""
+  width = max([len("source"), *(len(row.source) for row in rows)])
+  head = f"{'source':<{width}}  {'texts':>9}  {'bytes':>13}  {'tokens':>12}  bytes/token"
+  lines = [f"{head}  tokens/word  spelt in bytes"]
+  for r in rows:
+    lines.append(
+      f"{r.source:<{width}}  {r.texts:9,}  {r.bytes:13,}  {r.tokens:12,}  {r.bytes_per_token:11.3f}"
+      f"  {r.tokens_per_word:11.3f}  {100 * r.spelt:13.2f}%"
     )
-  except RuntimeError as error:
-    most = re.search(r"value <= (\d+)", str(error))
-    least = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
-    hint = "add documents"
-    if most:
-      hint = f"set it to at most {most[1]}, or add documents"
-    elif least:
-      hint = f"set it to at least {least[1]}: every character in use needs one"
-    size = sum(map(len, texts))
-    raise UserError(
-      f"cannot train a tokenizer of vocab_size={vocab_size} on {size} characters: {hint}"
-    ) from error
-  return buffer.getvalue()
-
-
-def _sample(texts: Iterable[str], seed: int, max_bytes: int) -> list[str]:
-  """Keeps the documents of the smallest hashes, so that order does not matter."""
-  heap: list[tuple[int, str]] = []  # Negated hashes: the largest is on top.
-  total = 0
-  for text in texts:
-    key = hashlib.blake2b(
-      text.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode()
-    ).digest()
-    heapq.heappush(heap, (-int.from_bytes(key, "big"), text))
-    total += byte_count(text)
-    while len(heap) > 1 and total - byte_count(heap[0][1]) >= max_bytes:
-      total -= byte_count(heapq.heappop(heap)[1])
-  return [text for _, text in sorted(heap, reverse=True)]
-
-
-def _lines(texts: Iterable[str]) -> Iterable[str]:
-  for text in texts:
-    # The trainer rejects NUL, and its own mark for a space is never learned (see `encode`).
-    clean = _SURROGATE.sub("", text).replace("\0", "").replace(_SPACE, "")
-    for line in clean.split("\n"):
-      for start in range(0, len(line), _LINE_CHARS):
-        yield line[start : start + _LINE_CHARS]
-
-
-def _save(
-  tokenizer: Tokenizer, model: bytes, directory: pathlib.Path, chosen: Sequence[str], seed: int
-) -> None:
-  directory.mkdir(parents=True, exist_ok=True)
-  meta = {
-    "kind": "sentencepiece-bpe",
-    "vocab_size": tokenizer.vocab_size,
-    "ids": {name: getattr(tokenizer, f"{name}_id") for name in _SPECIAL},
-    "seed": seed,
-    "trained_on_documents": len(chosen),
-    "trained_on_bytes": sum(map(byte_count, chosen)),
-    # The sample is in the order of its hashes: its first documents are as good as any.
-    "bytes_per_token": round(bytes_per_token(tokenizer, chosen[:100]), 4),
-    "sha256": hashlib.sha256(model).hexdigest(),
-  }
-  (directory / _MODEL).write_bytes(model)
-  (directory / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+  return "\n".join(lines)

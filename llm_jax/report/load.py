@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.errors import UserError
-from llm_jax.report.markup import number
+from llm_jax.report.markup import number, rows
 
 ORDER = ("pretrain", "sft", "reward", "dpo", "ppo")
 CLOCK = "time/unix"  # Seconds since 1970; rows of evaluations may lack it.
@@ -41,6 +41,7 @@ class Run:
   summary: dict[str, Any]
   config: dict[str, Any] | None
   curves: dict[str, Curves]
+  only_corpus: bool = False  # A prepared corpus: there are no stages.
 
 
 def load(workdir: Path | str, points: int = 500) -> Run:
@@ -58,6 +59,12 @@ def load(workdir: Path | str, points: int = 500) -> Run:
     stage = read_curves(path, points)
     if stage.series:
       curves[path.parent.name] = stage
+  manifest = _object(workdir / "manifest.json")
+  if summary is None and not curves and manifest:
+    steps = (_object(workdir / "timing.json") or {}).get("steps", {})
+    funnel = [row | {"seconds": steps.get(row.get("step"))} for row in rows(manifest, "funnel")]
+    found = {"seed": manifest.get("seed"), "data": manifest | {"funnel": funnel}}
+    return Run(workdir, found, _object(workdir / "config.json"), curves, only_corpus=True)
   if summary is None and not curves:
     raise UserError(f"{workdir}: neither summary.json nor <stage>/metrics.jsonl; run a stage first")
   return Run(workdir, summary or {}, _object(workdir / "config.json"), curves)
@@ -78,17 +85,17 @@ def read_curves(path: Path, points: int) -> Curves:
       by_step[step] = by_step.get(step, {}) | row
     except (ValueError, KeyError, TypeError):
       unreadable += 1
-  rows = [by_step[step] for step in sorted(by_step)]
-  clock = _clock(rows)
-  width = max(1, math.ceil(len(rows) / points))
-  groups = [rows[i : i + width] for i in range(0, len(rows), width)]
-  names = {name: None for row in rows for name in row if name not in RESERVED}
+  found = [by_step[step] for step in sorted(by_step)]
+  clock = _clock(found)
+  width = max(1, math.ceil(len(found) / points))
+  groups = [found[i : i + width] for i in range(0, len(found), width)]
+  names = {name: None for row in found for name in row if name not in RESERVED}
   series = {name: [_mean(group, name) for group in groups] for name in names}
   return Curves(
     steps=[group[-1]["step"] for group in groups],
-    times=[clock[min(i + width, len(rows)) - 1] for i in range(0, len(rows), width)],
+    times=[clock[min(i + width, len(found)) - 1] for i in range(0, len(found), width)],
     series={name: x for name, x in series.items() if any(v is not None for v in x)},
-    rows=len(rows),
+    rows=len(found),
     unreadable=unreadable,
   )
 

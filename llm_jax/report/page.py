@@ -3,10 +3,12 @@
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llm_jax.report.corpus import corpus
 from llm_jax.report.cost import cost
 from llm_jax.report.data import data
 from llm_jax.report.frontier import frontier
@@ -24,6 +26,7 @@ STYLES = ("uplot/uPlot.min.css", "base.css", "parts.css")
 LINKS = (
   ("headline", "Figures"),
   ("data", "Data"),
+  ("corpus", "Corpus"),
   ("training", "Training"),
   ("next-token", "Next token"),
   ("answers", "Answers"),
@@ -36,6 +39,8 @@ LINKS = (
 
 def build(workdir: Path | str) -> Path:
   """Writes `workdir/report.html` from summary.json, config.json and <stage>/metrics.jsonl.
+
+  A folder that `experiments.prepare` wrote gets the sections on its data, from manifest.json.
 
   What a run did not record is named as such; a run in progress can be rendered. The page holds
   every script, style and number that it shows, and is smaller than 2 MB: long runs are drawn
@@ -63,9 +68,11 @@ def build(workdir: Path | str) -> Path:
 def render(run: Run) -> str:
   """Returns the page of a run."""
   curves, payload = training(run)
+  links = LINKS
   sections = [
     headline(run),
     data(run),
+    corpus(run.summary),
     curves,
     next_token(run),
     answers(run),
@@ -74,6 +81,8 @@ def render(run: Run) -> str:
     frontier(run),
     cost(run),
   ]
+  if run.only_corpus:
+    links, sections = LINKS[1:3], [data(run), corpus(run.summary)]
   scripts = [_static(name) for name in SCRIPTS]
   name = run.workdir.resolve().name
   head = el(
@@ -87,7 +96,7 @@ def render(run: Run) -> str:
   )
   body = el(
     "body",
-    _header(run, name),
+    _header(run, name, links),
     el("main", *sections),
     el("footer", "Made by llm_jax ", dig(run.summary, "version"), " from the files of the run."),
     el("script", Html(as_json(payload)), type="application/json", id="payload"),
@@ -103,14 +112,14 @@ def as_json(value: Any) -> str:
   return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _header(run: Run, name: str) -> Html:
-  links = [el("a", title, href=f"#{anchor}") for anchor, title in LINKS]
+def _header(run: Run, name: str, links: Sequence[tuple[str, str]]) -> Html:
   toggle = el("button", "Theme", type="button", id="theme", aria_label="Switch light and dark")
   seed = dig(run.summary, "seed")
   facts = [f"seed {seed}" if seed is not None else "", dig(run.summary, "machine.device")]
   line = join((fact for fact in facts if fact), " · ")
+  anchors = [el("a", title, href=f"#{anchor}") for anchor, title in links]
   title = el("div", el("h1", name), el("p", line), cls="title")
-  return join((el("header", title), el("nav", el("div", *links), toggle)))
+  return join((el("header", title), el("nav", el("div", *anchors), toggle)))
 
 
 def _static(name: str) -> str:

@@ -7,13 +7,14 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax import config
-from llm_jax.data import crawl, pydocs, recipe
+from llm_jax.data import crawl, engines, jsonl, pydocs, recipe, shards, steps
 from llm_jax.data.documents import Document, split_of
 from llm_jax.data.workers import batched
 from llm_jax.errors import UserError
@@ -22,16 +23,19 @@ SPLITS = ("train", "validation")
 _PACKAGES = (
   "warcio trafilatura ftfy xxhash sentencepiece tensorflow-datasets array_record numpy".split()
 )
+_HOW = ("workers", "engine", "beam_runner", "beam_options")  # Fields that change only the time.
 _BUILDING = ".building"
+_WORK = "work"  # Shards on the way; they go at the end.
 
 
 def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Prepares `cfg.source` in `workdir` and returns the manifest.
 
   Writes crawl/ (of the embedded corpus), corpus/, dropped/dropped.jsonl, tokenizer/, tokens/,
-  questions/ (of the embedded corpus) and, as the last file, manifest.json. Everything is built
-  aside and moved in at the end, so a directory with a manifest is complete. A directory that is
-  complete is returned as it is.
+  questions/ (of the embedded corpus), timing.json and, as the last file, manifest.json. Everything
+  is built aside and moved in at the end, so a directory with a manifest is complete; it is returned
+  as it is. A run that was killed is gone on with. Everything but timing.json is the same to the bit
+  for any engine, any number of workers and any interruptions.
 
   Raises:
     UserError: if the source is missing, broken or too small, or `workdir` holds another corpus.
@@ -43,141 +47,222 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
     return finished
   _check(cfg)
   begin = time.monotonic()
-  building = root / _BUILDING
-  with _fresh(building):
-    manifest = _build(cfg, building)
-    manifest["seconds"] = round(time.monotonic() - begin, 1)
+  with _building(cfg, root) as building:
+    manifest, funnel = _build(cfg, building)
+    total = round(time.monotonic() - begin, 1)
+    steps = {row.step: round(row.seconds, 2) for row in funnel}
+    engines.write_json(building / "timing.json", {"seconds": total, "steps": steps})
     (building / "manifest.json").write_text(
       json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     _move(building, root)
-  _log(f"prepare: done in {manifest['seconds']} s")
+  _log(f"prepare: done in {total} s")
   return manifest
 
 
-def _build(cfg: config.Prepare, out: pathlib.Path) -> dict[str, Any]:
-  entries: list[pydocs.Entry] = []
-  seconds: list[float] = []
+def _build(cfg: config.Prepare, out: pathlib.Path) -> tuple[dict[str, Any], list[recipe.Row]]:
   source = pathlib.Path(cfg.source)
   if cfg.source == "pydocs":
     source = out / "crawl" / "pydocs.warc.gz"
-    entries = _crawl(cfg, source, seconds)
+    _crawl(cfg, source)
   inputs = _inputs(source)
-  made = recipe.run(crawl.read(source), cfg.recipe, cfg.near_threshold, cfg.seed, cfg.workers, _log)
-  made.funnel[0].seconds = round(sum(seconds), 2)
-  _write_drops(out / "dropped", made.drops)
-  splits = _split(cfg, made)
-  # Not at the top: every worker process imports this module, and Grain and TFDS take seconds.
-  from llm_jax.data import corpus, tokenizer
-
-  with _timed("corpus"):
-    corpus.write(out, splits)
-  with _timed("tokenizer"):
-    texts = (d.text for d in splits["train"])
-    coder = tokenizer.train(texts, out / "tokenizer", cfg.vocab_size, cfg.seed)
-  with _timed("tokens"):
-    counts = {name: _tokenize(coder, docs, out, name, cfg) for name, docs in splits.items()}
-  asked = _questions(cfg, out, entries, splits["train"]) if cfg.source == "pydocs" else {}
+  with engines.make(cfg.engine, cfg.workers, cfg.beam_runner, cfg.beam_options) as engine:
+    made = recipe.run(
+      cfg.recipe, source, out / _WORK, engine, seed=cfg.seed, max_lost=cfg.max_lost, log=_log
+    )
+    _write_drops(out / "dropped", made)
+    splits = _split(cfg, made)
+    coder = _tokenizer(cfg, out, made.documents)
+    counts = _tokenize(cfg, out, made.documents, engine)
+    described = _statistics(out, made.documents, engine)
+  _corpus(cfg, out, made.documents)
+  asked = _questions(cfg, out, made.documents) if cfg.source == "pydocs" else {}
   size, tokens = (sum(c[key] for c in counts.values()) for key in ("bytes", "tokens"))
-  return {
-    "config": dataclasses.asdict(cfg),
+  assert splits == {name: c["documents"] for name, c in counts.items()}
+  manifest = {
+    "config": _lasting(cfg),
     "inputs": inputs,
     "versions": _versions(),
     "seed": cfg.seed,
     "funnel": _funnel(made, coder, tokens, size),
-    "drop_samples": recipe.samples(made.drops),
+    "drop_samples": recipe.samples(drop for path in made.drops for drop in _rows(path)),
     "before_after": made.before_after,
     "tokenizer": {
       "vocab_size": coder.vocab_size,
-      "bytes_per_token": round(size / (tokens - len(made.documents)), 4),
+      "bytes_per_token": round(size / (tokens - sum(splits.values())), 4),
     },
     "splits": counts,
+    "statistics": described,
     "questions": asked,
   }
+  return manifest, made.funnel
 
 
-def _crawl(cfg: config.Prepare, path: pathlib.Path, seconds: list[float]) -> list[pydocs.Entry]:
+def _crawl(cfg: config.Prepare, path: pathlib.Path) -> None:
+  """Writes the crawl, unless an earlier attempt did: its entries are written last."""
+  entries = path.with_name("entries.jsonl")
+  if entries.exists():
+    return
   begin = time.monotonic()
-  path.parent.mkdir()
-  entries = pydocs.crawl(path, cfg.max_bytes, cfg.seed, cfg.workers)
-  seconds.append(time.monotonic() - begin)
-  _log(f"crawl: {path.stat().st_size / 1e6:.1f} MB of WARC, {seconds[0]:.1f} s")
-  return entries
+  path.parent.mkdir(exist_ok=True)
+  found = pydocs.crawl(path, cfg.max_bytes, cfg.seed, cfg.workers)
+  shards.write(str(entries), map(dataclasses.asdict, found))
+  seconds = time.monotonic() - begin
+  _log(f"crawl: {path.stat().st_size / 1e6:.1f} MB of WARC, {seconds:.1f} s")
 
 
-def _split(cfg: config.Prepare, made: recipe.Result) -> dict[str, list[Document]]:
-  splits: dict[str, list[Document]] = {name: [] for name in SPLITS}
-  for document in made.documents:
-    address = document.url or document.id
-    splits[split_of(address, cfg.seed, cfg.validation)].append(document)
-  for name, documents in splits.items():
-    if not documents:
+def _documents(paths: Sequence[str]) -> Iterator[Document]:
+  return (document for path in paths for document in shards.documents(path))
+
+
+def _rows(path: str) -> Iterator[dict[str, Any]]:
+  return (row for _, row in jsonl.rows(jsonl.Range(path)))
+
+
+def _split_of(cfg: config.Prepare, document: Document) -> str:
+  return split_of(document.url or document.id, cfg.seed, cfg.validation)
+
+
+def _of_split(cfg: config.Prepare, paths: Sequence[str], split: str) -> Iterator[Document]:
+  return (d for d in _documents(paths) if _split_of(cfg, d) == split)
+
+
+def _split(cfg: config.Prepare, made: recipe.Made) -> dict[str, int]:
+  """Counts the documents of each split.
+
+  Raises:
+    UserError: if one has none.
+  """
+  counts = dict.fromkeys(SPLITS, 0)
+  for document in _documents(made.documents):
+    counts[_split_of(cfg, document)] += 1
+  for name, count in counts.items():
+    if not count:
       dropped = ", ".join(f"{row.step} {sum(row.dropped.values())}" for row in made.funnel)
       raise UserError(
-        f"{cfg.source}: no document for the {name} split, {len(made.documents)} kept in all "
+        f"{cfg.source}: no document for the {name} split, {sum(counts.values())} kept in all "
         f"(dropped: {dropped}); give more text, another recipe or another config.validation"
       )
-  return splits
+  return counts
+
+
+def _tokenizer(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]):
+  # Not at the top: every worker process imports this module, and SentencePiece takes its time.
+  from llm_jax.data import tokenizer
+
+  directory = out / "tokenizer"
+  if not (directory / "tokenizer.json").exists():  # Written last.
+    with _timed("tokenizer"):
+      texts = (d.text for d in _of_split(cfg, paths, "train"))
+      return tokenizer.train(texts, directory, cfg.vocab_size, cfg.seed)
+  return tokenizer.Tokenizer.load(directory)
 
 
 def _tokenize(
-  coder,
-  documents: Sequence[Document],
-  out: pathlib.Path,
-  split: str,
-  cfg: config.Prepare,
-) -> dict[str, int]:
-  """Writes [bos] text [eos] of each document; counts the tokens that a model predicts."""
-
-  def rows() -> Iterator[list[int]]:
-    for batch in batched(documents, 64):
-      for ids in coder.encode_batch([d.text for d in batch], cfg.workers):
-        yield [coder.bos_id, *ids, coder.eos_id]
-
-  from llm_jax.data import packing
-
-  path = out / "tokens" / f"{split}.array_record"
-  written = packing.write_tokens(path, rows(), coder.vocab_size)
-  size = sum(_size(d.text) for d in documents)
-  # The first token of a document is given, not predicted.
-  tokens = written["tokens"] - written["documents"]
-  return {"documents": len(documents), "bytes": size, "tokens": tokens}
+  cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str], engine: engines.Engine
+) -> dict[str, dict[str, int]]:
+  """Writes tokens/<split>/<shard>.array_record; counts what a model predicts."""
+  names = engines.names(out / _WORK / "tokens", len(paths))
+  tasks = [
+    engines.Task(name, (path, str(out), i, cfg.seed, cfg.validation))
+    for i, (name, path) in enumerate(zip(names, paths, strict=True))
+  ]
+  with _timed("tokens"):
+    results = engines.results(engine, tokenize_shard, tasks)
+  return {
+    split: {key: sum(r[split][key] for r in results) for key in ("documents", "bytes", "tokens")}
+    for split in SPLITS
+  }
 
 
-def _questions(
-  cfg: config.Prepare,
-  out: pathlib.Path,
-  entries: Iterable[pydocs.Entry],
-  train: Sequence[Document],
-) -> dict[str, int]:
+def _statistics(out: pathlib.Path, paths: Sequence[str], engine: engines.Engine) -> dict[str, Any]:
+  from llm_jax.data import statistics
+
+  names = engines.names(out / _WORK / "statistics", len(paths))
+  tasks = [engines.Task(name, (path,)) for name, path in zip(names, paths, strict=True)]
+  with _timed("statistics"):
+    return statistics.total(engines.results(engine, statistics.shard, tasks))
+
+
+def tokenize_shard(
+  out: str, path: str, root: str, number: int, seed: int, validation: float
+) -> engines.Result:
+  """A task: writes [bos] text [eos] of each document of a shard as token files, one a split.
+
+  Returns:
+    {split: {"documents", "bytes", "tokens"}}: tokens are those that a model predicts.
+  """
+  from llm_jax.data import packing, tokenizer
+
+  coder = tokenizer.Tokenizer.load(pathlib.Path(root) / "tokenizer")
+  parts: dict[str, list[str]] = {name: [] for name in SPLITS}
+  for document in shards.documents(path):
+    address = document.url or document.id
+    parts[split_of(address, seed, validation)].append(document.text)
+  counts = {}
+  for split, texts in parts.items():
+    rows = ([coder.bos_id, *ids, coder.eos_id] for ids in _encoded(coder, texts))
+    file = pathlib.Path(root) / "tokens" / split / f"{number:05d}.array_record"
+    written = packing.write_tokens(file, rows, coder.vocab_size)
+    # The first token of a document is given, not predicted.
+    tokens = written["tokens"] - written["documents"]
+    size = sum(map(shards.size, texts))
+    counts[split] = {"documents": len(texts), "bytes": size, "tokens": tokens}
+  return counts
+
+
+def _encoded(coder, texts: Sequence[str]) -> Iterator[Sequence[int]]:
+  for batch in batched(texts, 64):
+    yield from coder.encode_batch(batch)
+
+
+def _corpus(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]) -> None:
+  from llm_jax.data import corpus
+
+  shutil.rmtree(out / "corpus", ignore_errors=True)
+  with _timed("corpus"):
+    corpus.write(out, {split: _of_split(cfg, paths, split) for split in SPLITS})
+
+
+def _questions(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]) -> dict[str, int]:
   from llm_jax.data import questions
 
   with _timed("questions"):
-    texts = [d.text for d in train]
+    entries = [pydocs.Entry(**row) for row in _rows(str(out / "crawl" / "entries.jsonl"))]
+    texts = [d.text for d in _of_split(cfg, paths, "train")]
     found = questions.build(entries, texts, seed=cfg.seed, validation=cfg.validation)
-    (out / "questions").mkdir()
+    (out / "questions").mkdir(exist_ok=True)
     for name, part in zip(SPLITS, found[:2], strict=True):
       questions.write(out / "questions" / f"{name}.jsonl", part)
   return found[2]
 
 
-def _funnel(made: recipe.Result, coder, tokens: int, size: int) -> list[dict[str, Any]]:
+def _funnel(made: recipe.Made, coder, tokens: int, size: int) -> list[dict[str, Any]]:
   """Returns the rows with tokens: exact in the last one, by this text's rate in the others."""
   rows = []
   for row in made.funnel:
-    rows.append(dataclasses.asdict(row) | {"tokens": round(row.bytes * tokens / size)})
+    fields = dataclasses.asdict(row) | {"tokens": round(row.bytes * tokens / size)}
+    del fields["seconds"]  # They are in timing.json: nothing here depends on the machine.
+    rows.append(fields)
   html = "".join(page["before"] for page in made.before_after)
   if html and made.funnel[0].bytes != made.funnel[1].bytes:  # Markup has a rate of its own.
-    rate = len(coder.encode(html)) / _size(html)
+    rate = len(coder.encode(html)) / shards.size(html)
     rows[0]["tokens"] = round(made.funnel[0].bytes * rate)
   return rows
 
 
-def _write_drops(directory: pathlib.Path, drops: Iterable[dict]) -> None:
-  directory.mkdir()
-  with open(directory / "dropped.jsonl", "w", encoding="utf-8") as f:
-    for drop in drops:
-      f.write(json.dumps(drop, ensure_ascii=False) + "\n")
+def _write_drops(directory: pathlib.Path, made: recipe.Made) -> None:
+  """Writes dropped.jsonl, and what each step on the corpus left, such as clusters.jsonl."""
+  directory.mkdir(exist_ok=True)
+  with open(directory / "dropped.jsonl", "wb") as sink:
+    for path in made.drops:
+      with open(path, "rb") as f:
+        shutil.copyfileobj(f, sink)
+  for step, folder in made.records.items():
+    for file in sorted(folder.glob("*.jsonl")):
+      name = re.sub(r"\W+", "_", step).strip("_")
+      (directory / name).mkdir(exist_ok=True)
+      shutil.copyfile(file, directory / name / file.name)
 
 
 def _inputs(source: pathlib.Path) -> list[dict[str, Any]]:
@@ -198,16 +283,18 @@ def _versions() -> dict[str, str]:
   return found
 
 
+def _lasting(cfg: config.Prepare) -> dict[str, Any]:
+  """The fields that say what is made; the others say how, and change nothing but the time."""
+  fields = dataclasses.asdict(cfg) | {"recipe": list(cfg.recipe)}
+  return {k: v for k, v in fields.items() if k not in _HOW}
+
+
 def _finished(cfg: config.Prepare, root: pathlib.Path) -> dict[str, Any] | None:
   path = root / "manifest.json"
   if not path.exists():
     return None
   manifest = json.loads(path.read_text(encoding="utf-8"))
-  # The number of workers changes nothing but the time.
-  mine, theirs = (
-    {k: v for k, v in c.items() if k != "workers"}
-    for c in (dataclasses.asdict(cfg), manifest["config"])
-  )
+  mine, theirs = _lasting(cfg), manifest["config"]
   if mine != theirs:
     names = ", ".join(f"{k}={theirs.get(k)!r}" for k in mine if mine[k] != theirs.get(k))
     raise UserError(f"{root} holds a corpus of another config ({names}); use another --workdir")
@@ -215,42 +302,58 @@ def _finished(cfg: config.Prepare, root: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _check(cfg: config.Prepare) -> None:
-  recipe.get(cfg.recipe)
+  steps.recipe(tuple(cfg.recipe))
   if not 0 < cfg.validation < 1:
     raise UserError(f"config.validation must be between 0 and 1, got {cfg.validation}")
-  if not 0 < cfg.near_threshold <= 1:
-    raise UserError(f"config.near_threshold must be in (0, 1], got {cfg.near_threshold}")
   if cfg.workers < 1:
     raise UserError(f"config.workers must be at least 1, got {cfg.workers}")
+  engines.check(cfg.engine, cfg.beam_runner)
   if cfg.source != "pydocs":
     crawl.files(cfg.source)
 
 
 @contextlib.contextmanager
-def _fresh(directory: pathlib.Path) -> Iterator[None]:
-  """An empty directory, gone afterwards; an earlier attempt's rest is removed first."""
-  existed = directory.parent.exists()
-  shutil.rmtree(directory, ignore_errors=True)
-  directory.mkdir(parents=True)
+def _building(cfg: config.Prepare, root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The directory in which everything is built: a killed run's, if it was to make the same.
+
+  It stays after a kill or Ctrl-C, and goes when all is done, or when the source is refused.
+  """
+  building, existed = root / _BUILDING, root.exists()
+  mark = building / "building.json"
+  sources = [] if cfg.source == "pydocs" else crawl.files(cfg.source)
+  made_of = {
+    "config": _lasting(cfg),
+    "versions": _versions(),
+    "sources": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in sources],
+  }
+  if mark.exists() and engines.read_json(mark) == made_of:
+    _log("prepare: goes on where an earlier run stopped")
+  else:
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    engines.write_json(mark, made_of)
+  done = False
   try:
-    yield
+    yield building
+    done = True
+  except UserError:
+    done = True
+    raise
   finally:
-    shutil.rmtree(directory, ignore_errors=True)
-    if not existed and not any(directory.parent.iterdir()):
-      directory.parent.rmdir()
+    if done:
+      shutil.rmtree(building, ignore_errors=True)
+      if not existed and not any(root.iterdir()):
+        root.rmdir()
 
 
 def _move(building: pathlib.Path, root: pathlib.Path) -> None:
   """Moves everything in, the manifest last: it says that the rest is there."""
-  for path in sorted(building.iterdir(), key=lambda p: (p.name == "manifest.json", p.name)):
+  ours = [p for p in building.iterdir() if p.name not in (_WORK, "building.json")]
+  for path in sorted(ours, key=lambda p: (p.name == "manifest.json", p.name)):
     target = root / path.name
     if target.is_dir():
       shutil.rmtree(target)  # Of an attempt that was cut while it moved.
     path.replace(target)
-
-
-def _size(text: str) -> int:
-  return len(text.encode("utf-8", "surrogatepass"))
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   tokens = pathlib.Path(cfg.prepared) / "tokens"
   place = parallel.make(cfg.mesh)
   feed = loop.IteratorFeed(
-    batches.pack_documents(tokens / "train.array_record", cfg.length, cfg.batch, cfg.seed)
+    batches.pack_documents(tokens / "train", cfg.length, cfg.batch, cfg.seed)
   )
   measure = training.evaluator(
     objectives.next_token(training.decoder_apply(model), token_loss),
@@ -57,14 +57,14 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
 
 def validation_batches(cfg: config.Stage, limit: int = 0):
   """The held-out documents, packed once in order; at most `limit` batches if it is not 0."""
-  path = pathlib.Path(cfg.prepared) / "tokens" / "validation.array_record"
+  path = pathlib.Path(cfg.prepared) / "tokens" / "validation"
   stream = batches.pack_documents(path, cfg.length, cfg.batch, seed=0, epochs=1)
   return itertools.islice(stream, limit or None)
 
 
 def tokens_seen(cfg: config.Pretrain, prepared: str, seed: int) -> int:
   """Targets that a run of `cfg` is trained on, padding not counted."""
-  path = pathlib.Path(prepared) / "tokens" / "train.array_record"
+  path = pathlib.Path(prepared) / "tokens" / "train"
   stream = batches.pack_documents(path, cfg.length, cfg.batch, seed)
   return int(sum(batch["mask"].sum() for batch in itertools.islice(stream, cfg.steps)))
 
@@ -79,10 +79,7 @@ def tokens_per_byte(prepared: str) -> float:
 def unigram_bits_per_byte(prepared: str, vocab_size: int) -> float:
   """Bits per byte of an add-one token unigram model of the training split, on the held-out one."""
   tokens = pathlib.Path(prepared) / "tokens"
-  counts = {
-    split: token_counts(tokens / f"{split}.array_record", vocab_size)
-    for split in ("train", "validation")
-  }
+  counts = {split: token_counts(tokens / split, vocab_size) for split in ("train", "validation")}
   probability = (counts["train"] + 1) / (counts["train"].sum() + vocab_size)
   bits = -(counts["validation"] * np.log2(probability)).sum() / counts["validation"].sum()
   return float(bits * tokens_per_byte(prepared))

@@ -37,6 +37,7 @@ DEFINITIONS = {
 def build(cfg: config.Pipeline, root: pathlib.Path, clock) -> dict[str, Any]:
   """Collects the figures of a finished pipeline in `root`."""
   manifest = json.loads((root / "prepare" / "manifest.json").read_text())
+  steps = json.loads((root / "prepare" / "timing.json").read_text())["steps"]
   judged = json.loads((root / "evaluate" / "evaluate.json").read_text())
   seconds = {name: round(value, 1) for name, value in clock.seconds.items()}
   figures = {
@@ -53,11 +54,12 @@ def build(cfg: config.Pipeline, root: pathlib.Path, clock) -> dict[str, Any]:
     "time": seconds | {"total": round(sum(seconds.values()), 1)},
     "peak_memory_gib": round(clock.peak_gib, 2),
     "data": {
-      "funnel": manifest["funnel"],
+      "funnel": [row | {"seconds": steps.get(row["step"])} for row in manifest["funnel"]],
       "drop_samples": manifest["drop_samples"],
       "before_after": manifest["before_after"],
       "tokenizer": manifest["tokenizer"],
       "splits": manifest["splits"],
+      "statistics": manifest["statistics"],
       "questions": manifest.get("questions", {}),
     },
     "pretrain": _pretrain(cfg, root),

@@ -1,14 +1,17 @@
 """Sources: what is read from each kind, and that broken ones say so."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import os
 
 import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from llm_jax.data import crawl
+from llm_jax.data import crawl, responses
 from llm_jax.errors import UserError
 
 PAGE = """<html><head><title>T</title></head><body><nav><a href=x>Home</a></nav><main>
@@ -88,6 +91,96 @@ def test_nothing_to_read_is_an_error(tmp_path):
     list(crawl.read(tmp_path / "missing"))
   with pytest.raises(UserError, match="no file that ends in"):
     list(crawl.read(tmp_path))
+
+
+def test_what_is_lost_is_handed_out_and_the_rest_is_read(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"fine")
+  (tmp_path / "b.txt").write_bytes(b"ab\xffc")
+  (tmp_path / "c.html.gz").write_bytes(gzip.compress(PAGE.encode())[:-9])
+  (tmp_path / "d.html").write_bytes(b"<p>" + b"x" * 500)
+  (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 50)[:-4] + b"oops")
+  lost = []
+  found = [r.source for r in crawl.read(tmp_path, lost=lost.append, max_bytes=400)]
+  assert found == ["a.txt"] + ["e.jsonl.gz"] * 50
+  size = [(tmp_path / name).stat().st_size for name in ("c.html.gz", "e.jsonl.gz")]
+  assert [(x.source, x.where) for x in lost] == [
+    ("b.txt", "byte 2"),
+    ("c.html.gz", f"byte {size[0]}"),
+    ("d.html", "byte 0"),
+    ("e.jsonl.gz", lost[3].where),
+  ]
+  assert int(lost[3].where.split()[1]) <= size[1]
+  assert "not UTF-8" in lost[0].reason and "over the cap of 400" in lost[2].reason
+  assert lost[1].reason.endswith(lost[3].reason[-29:]) and "rest of the file" in lost[1].reason
+  with pytest.raises(UserError, match=r"b\.txt: byte 2: not UTF-8; convert the file"):
+    list(crawl.read(tmp_path))
+
+
+def test_one_file_at_a_time_gives_the_same(tmp_path):
+  (tmp_path / "b").mkdir()
+  (tmp_path / "b" / "x.html").write_text(PAGE)
+  (tmp_path / "a.jsonl").write_text('{"text": "t"}\n{"text": "u"}\n')
+  archive(tmp_path / "c.warc.gz", [("http://a", PAGE.encode())])
+  names = [f.relative_to(tmp_path).as_posix() for f in crawl.files(tmp_path)]
+  assert names == ["a.jsonl", "b/x.html", "c.warc.gz"]
+  parts = [r for name in names for r in crawl.read_file(tmp_path / name, name)]
+  assert parts == list(crawl.read(tmp_path)) == list(crawl.read(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+  ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_compressed_files_of_every_kind(tmp_path, suffix, compress):
+  line = b'{"text": "t"}\n'
+  for name, data in (("a.jsonl", line), ("b.json", line), ("c.html", b"<p>x"), ("d.txt", b"x")):
+    (tmp_path / f"{name}{suffix}").write_bytes(compress(data))
+  (tmp_path / "settings.json").write_text("{}")  # Without a compression it may be anything.
+  assert [r.body for r in crawl.read(tmp_path)] == ["t", "t", "<p>x", "x"]
+
+
+def test_a_file_whose_name_hides_its_compression_is_told_apart(tmp_path):
+  (tmp_path / "a.jsonl").write_bytes(gzip.compress(b'{"text": "t"}'))
+  with pytest.raises(UserError, match=r"gzip data, which its name .* rename it to end in \.gz"):
+    list(crawl.read(tmp_path))
+  (tmp_path / "a.jsonl").rename(tmp_path / "a.txt.zst")
+  pytest.importorskip("zstandard")
+  with pytest.raises(UserError, match="no zstd data begins here"):
+    list(crawl.read(tmp_path))
+
+
+def test_metadata_archives_say_where_the_text_is(tmp_path):
+  (tmp_path / "a.warc.wat.gz").write_bytes(b"")
+  with pytest.raises(UserError, match="it holds metadata, the text is in the .warc or .wet"):
+    crawl.files(tmp_path / "a.warc.wat.gz")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_a_file_that_may_not_be_read_is_an_error(tmp_path):
+  (tmp_path / "a.txt").write_text("x")
+  (tmp_path / "a.txt").chmod(0)
+  with pytest.raises(UserError, match="a.txt: Permission denied"):
+    list(crawl.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("body", "kind", "text"),
+  [
+    ("“ü”".encode("cp1252"), "text/html; charset=iso-8859-1", "“ü”"),  # As browsers read it.
+    ("Ł".encode("iso8859-2"), "text/html; charset=ISO-8859-2", "Ł"),
+    ("汉字".encode("gb18030"), "text/html; charset=gb2312", "汉字"),
+    ("①".encode("cp932"), "text/html; charset=Shift_JIS", "①"),
+    ("ü".encode(), "text/html; charset=no-such", "ü"),
+    ("ü".encode(), "text/html; charset=idna", "ü"),
+    (b"\xef\xbb\xbfx", "text/html; charset=latin-1", "x"),
+    ("ü".encode("utf-16"), "text/html", "ü"),
+    ("ü".encode("utf-16-be"), "text/html; charset=utf-16be", "ü"),
+    (b"\xfc", "text/html", "ü"),
+    ("ü".encode() * 9 + b"\xff", "text/html", "ü" * 9 + "\ufffd"),
+    (b"<meta charset='windows-1251'>\xc6", "text/html", "<meta charset='windows-1251'>Ж"),
+  ],
+)
+def test_pages_are_decoded_as_browsers_do(body, kind, text):
+  assert responses.decode(body, kind) == text
 
 
 def test_blocks_keep_all_text_outside_navigation():

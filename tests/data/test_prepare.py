@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from configs import prepare as pydocs_config
 from llm_jax import config
-from llm_jax.data import corpus, crawl, packing, pydocs, recipe, tokenizer
+from llm_jax.data import corpus, crawl, engines, packing, pydocs, recipe, tokenizer
 from llm_jax.errors import UserError
 from llm_jax.stages import prepare
 
@@ -35,7 +36,8 @@ def source(tmp_path):
 
 
 def settings(path, **changes):
-  fields = {"source": str(path), "recipe": "pydocs", "vocab_size": 400, "workers": 1}
+  recipe = pydocs_config.RECIPE
+  fields = {"source": str(path), "recipe": recipe, "vocab_size": 400, "workers": 1}
   return config.Prepare(**(fields | {"validation": 0.25} | changes))
 
 
@@ -43,22 +45,22 @@ def test_everything_is_written_once(source, tmp_path):
   cfg, out = settings(source), tmp_path / "out"
   manifest = prepare.run(cfg, out)
   rows = {row["step"]: row for row in manifest["funnel"]}
-  assert rows["read"]["dropped"] == {"same address or id": 1}
-  assert rows["duplicates"]["dropped"] == {"exact duplicate": 1}
-  assert rows["rules"]["dropped"] == {"too short": 1}
+  assert rows["same_address"]["dropped"] == {"same address or id": 1}
+  assert rows["duplicates(threshold=0.8)"]["dropped"] == {"exact duplicate": 1}
+  assert rows["length(least=200)"]["dropped"] == {"too short": 1}
   drops = [json.loads(x) for x in (out / "dropped" / "dropped.jsonl").read_text().splitlines()]
   # Of equal texts the smaller id stays, so that the order of the source does not matter.
   assert {d["id"]: d.get("kept") for d in drops} == {"d1": None, "d0": "copy", "s": None}
   coder = tokenizer.Tokenizer.load(out / "tokenizer")
   for split, counts in manifest["splits"].items():
     docs = list(corpus.read(out, split))
-    tokens = packing.TokenSource(out / "tokens" / f"{split}.array_record")
+    tokens = packing.TokenSource(out / "tokens" / split)
     assert counts["documents"] == len(docs) == len(tokens) > 0
     assert counts["bytes"] == sum(len(d.text.encode()) for d in docs)
     assert counts["tokens"] == int((tokens.lengths - 1).sum())
     assert coder.decode(tokens[0]) == docs[0].text
     assert (tokens[0][0], tokens[0][-1]) == (coder.bos_id, coder.eos_id)
-  assert rows["rules"]["tokens"] == sum(c["tokens"] for c in manifest["splits"].values())
+  assert manifest["funnel"][-1]["tokens"] == sum(c["tokens"] for c in manifest["splits"].values())
   assert manifest == prepare.run(cfg, out) == prepare.run(settings(source, workers=2), out)
   assert not (out / ".building").exists()
   with pytest.raises(UserError, match="vocab_size=400"):
@@ -68,7 +70,12 @@ def test_everything_is_written_once(source, tmp_path):
 def test_the_same_source_gives_the_same_bytes(source, tmp_path):
   for name, workers in (("a", 1), ("b", 2)):
     prepare.run(settings(source, workers=workers), tmp_path / name)
-  for name in ("tokenizer/tokenizer.model", "dropped/dropped.jsonl", "tokens/train.array_record"):
+  for name in (
+    "tokenizer/tokenizer.model",
+    "dropped/dropped.jsonl",
+    "tokens/train/00000.array_record",
+    "manifest.json",
+  ):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -76,7 +83,8 @@ def test_the_embedded_corpus_has_questions(tmp_path, monkeypatch):
   names = ("textwrap", "bisect", "heapq", "shlex", "string", "statistics", "fnmatch", "glob")
   listed = [m for m in pydocs.modules() if m.name in names or m.topic]
   monkeypatch.setattr(pydocs, "modules", lambda seed: listed)
-  cfg = config.Prepare(vocab_size=600, workers=1, validation=0.3)
+  cfg = pydocs_config.get_config()
+  cfg.vocab_size, cfg.workers, cfg.validation = 600, 1, 0.3
   manifest = prepare.run(cfg, tmp_path / "out")
   assert manifest["questions"]["train"] > 5
   assert len(manifest["before_after"]) == recipe.EXAMPLES
@@ -106,9 +114,11 @@ def test_a_cut_source_leaves_nothing(tmp_path):
   ("change", "says"),
   [
     ({"source": "/no/such"}, "there is no"),
-    ({"recipe": "pydoc"}, 'did you mean "pydocs"'),
+    ({"recipe": ("repiar",)}, 'did you mean "repair"'),
+    ({"recipe": ("length(lest=3)",)}, 'did you mean "least"'),
+    ({"engine": "locl"}, 'did you mean "local"'),
     ({"validation": 0.0}, "config.validation"),
-    ({"near_threshold": 2.0}, "config.near_threshold"),
+    ({"recipe": ("duplicates(threshold=2.0)",)}, "threshold"),
     ({"workers": 0}, "config.workers"),
   ],
 )
@@ -118,12 +128,27 @@ def test_bad_settings_are_found_first(source, tmp_path, change, says):
   assert not (tmp_path / "out").exists()
 
 
-def test_a_page_that_breaks_the_extractor_is_on_record(monkeypatch):
+def run_recipe(specs, source, tmp_path, **options):
+  with engines.Local() as engine:
+    made = recipe.run(specs, source, tmp_path / "work", engine, **options)
+  return made, list(prepare._documents(made.documents))
+
+
+def test_a_page_that_breaks_the_extractor_is_on_record(tmp_path, monkeypatch):
   def broken(html, extractor):
     raise RecursionError
 
   monkeypatch.setattr(crawl, "extract", broken)
-  raws = [crawl.Raw("a", "u", "<p>x", True, "f"), crawl.Raw("b", "v", page(3), False, "f")]
-  made = recipe.run(raws, "pydocs", 0.8)
-  assert [d.id for d in made.documents] == ["b"]
-  assert made.drops[0]["reason"] == "extractor failed: RecursionError"
+  (tmp_path / "in").mkdir()
+  (tmp_path / "in" / "a.html").write_text("<p>x")
+  (tmp_path / "in" / "b.txt").write_text(page(3))
+  made, documents = run_recipe(("extract", "repair"), tmp_path / "in", tmp_path)
+  assert [d.source for d in documents] == ["b.txt"]
+  (drop,) = prepare._rows(made.drops[0])
+  assert drop["reason"] == "extractor failed: RecursionError"
+
+
+def test_html_without_extraction_is_an_error(tmp_path):
+  (tmp_path / "a.html").write_text("<p>x")
+  with pytest.raises(UserError, match="no extract"):
+    run_recipe(("repair",), tmp_path / "a.html", tmp_path)

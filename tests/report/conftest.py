@@ -92,6 +92,14 @@ def _data() -> dict:
     "tokenizer": {"vocab_size": 4096, "bytes_per_token": 3.36},
     "splits": {"train": {"documents": 10921, "bytes": 16.3e6, "tokens": 4_861_902},
                "validation": {"documents": 571, "bytes": 0.87e6, "tokens": 258_442}},
+    "statistics": {
+      "lengths": [{"words": 1, "documents": 4}, {"words": 64, "documents": 6021}],
+      "languages": [{"language": "en", "documents": 198}, {"language": "la", "documents": 2}],
+      "sources": [{"source": "pydocs.warc.gz", "documents": 11492, "bytes": 17.2e6}],
+      "other_sources": 3,
+      "grams": {"1": [{"phrase": "the", "times": 100_000}],
+                "3": [{"phrase": "the name of", "times": 912}]},
+    },
   }  # fmt: skip
 
 

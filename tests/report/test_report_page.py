@@ -14,6 +14,7 @@ from llm_jax import report
 from llm_jax.errors import UserError
 from llm_jax.report.frontier import frontier
 from llm_jax.report.load import Run, load
+from llm_jax.report.markup import seconds
 from llm_jax.report.page import LIMIT, LINKS, SCRIPTS, render
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>'\"&"
@@ -229,3 +230,15 @@ def test_the_page_runs_in_a_browser_without_errors(workdir, tmp_path):
   assert sum(tag == "canvas" for tag, _ in page.tags) >= 25
   shown = [a for tag, a in page.tags if tag == "article" and "hidden" not in a]
   assert len(shown) == 1
+
+
+def test_a_prepared_corpus_has_a_page_of_its_own(workdir, tmp_path):
+  summary = json.loads((workdir / "summary.json").read_text())
+  manifest = {name: summary["data"][name] for name in ("drop_samples", "splits", "statistics")}
+  manifest["funnel"] = [{"step": "read", "documents": 7, "bytes": 5_000_000, "dropped": {}}]
+  (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+  (tmp_path / "timing.json").write_text('{"seconds": 9, "steps": {"read": 1.5}}')
+  text = report.build(tmp_path).read_text()
+  assert "the name of" in text and seconds(1.5) in text
+  assert 'id="corpus"' in text and 'href="#corpus"' in text
+  assert 'id="policies"' not in text and 'href="#policies"' not in text

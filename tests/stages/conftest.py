@@ -39,7 +39,7 @@ def prepared(tmp_path_factory):
   (path / "questions").mkdir()
   for split, documents in texts.items():
     rows = [[coder.bos_id, *ids, coder.eos_id] for ids in coder.encode_batch(documents)]
-    packing.write_tokens(path / "tokens" / f"{split}.array_record", rows, coder.vocab_size)
+    packing.write_tokens(path / "tokens" / split / "00000.array_record", rows, coder.vocab_size)
     size = sum(len(d.encode()) for d in documents)
     tokens = sum(len(row) - 1 for row in rows)
     splits[split] = {"documents": len(documents), "bytes": size, "tokens": tokens}

@@ -1,0 +1,1 @@
+"""Published recipes for web text, as lists of steps (llm_jax/data/steps.py)."""

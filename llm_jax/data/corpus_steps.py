@@ -1,0 +1,218 @@
+"""Steps of a recipe that need the whole corpus: a map, a decision, a map that carries it out.
+
+A step is a small class with three methods. `features` is a task's work on the documents of one
+shard; `decide` sees what all shards left and writes a decision beside each; `apply` turns a shard's
+documents and its decision into what stays, with a reason for what does not. The three meet only in
+files, so every engine runs them. N documents of a shard, M of all.
+"""
+
+import dataclasses
+import pathlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+
+from llm_jax.data import dedup, engines, jsonl, shards
+from llm_jax.data.dedup import records, table
+from llm_jax.data.documents import Document
+
+# (document, None) stays, perhaps edited; (document, facts) goes, with {"reason", ...}.
+Judged = tuple[Document, dict[str, Any] | None]
+
+
+class CorpusStep(Protocol):
+  """What a step on a whole corpus does."""
+
+  def features(self, out: str, path: str) -> None:
+    """Writes files that start with `out` about the documents of the shard at `path`."""
+    ...
+
+  def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
+    """Writes the decision for each shard; returns what there is to count besides drops.
+
+    What it leaves as *.jsonl in `work` is kept with the corpus.
+    """
+    ...
+
+  def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
+    """Carries out the decision on the documents of a shard."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SameAddress:
+  """The first document of each id and of each address stays."""
+
+  def features(self, out: str, path: str) -> None:
+    """Writes the hashes [N, 2] of ids and addresses, 0 where there is no address."""
+    keys = [(_hash(d.id), _hash(d.url) if d.url else 0) for d in shards.documents(path)]
+    np.save(f"{out}.npy", np.array(keys, np.uint64).reshape(-1, 2))
+
+  def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
+    """Marks the first of each."""
+    keys = [np.load(f"{out}.npy") for out in outs]
+    ids, urls = (_first([own[:, column] for own in keys]) for column in (0, 1))
+    stays = [a & (b | (own[:, 1] == 0)) for a, b, own in zip(ids, urls, keys, strict=True)]
+    _save_split(outs, stays)
+    return {}
+
+  def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
+    """Drops the others."""
+    for document, first in zip(documents, np.load(f"{out}.first.npy").tolist(), strict=True):
+      yield document, None if first else {"reason": "same address or id"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+  """Exact and near duplicates: what LSH proposes and exact comparison confirms goes.
+
+  Attributes:
+    threshold: Jaccard similarity of word 5-grams from which one of two documents goes; above 1
+      only exact duplicates go.
+  """
+
+  threshold: float
+
+  def features(self, out: str, path: str) -> None:
+    """Writes the columns of `dedup.table`."""
+    table.sign(out, jsonl.Range(path))
+
+  def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
+    """Writes who goes for whom."""
+    columns = table.Table(outs)
+    found = dedup.decide(columns, work, engine, self.threshold)
+    records.write(pathlib.Path(work), columns, found)
+    for out, begin, end in zip(outs, columns.starts[:-1], columns.starts[1:], strict=True):
+      rows = np.arange(begin, end)
+      gone = rows[found.kept[rows] != rows]
+      names = columns.ids(found.kept[gone])
+      facts = [
+        {"row": row, "kept": name, "score": score, "reason": f"{rule} duplicate"}
+        for row, name, score, rule in zip(
+          (gone - begin).tolist(),
+          names,
+          found.scores[gone].tolist(),
+          np.where(found.exact[gone], "exact", "near").tolist(),
+          strict=True,
+        )
+      ]
+      engines.write_json(f"{out}.gone.json", facts)
+    return {k: v for k, v in found.counts.items() if k != "documents"}
+
+  def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
+    """Drops what goes, with who stays instead and how alike they are."""
+    facts = {row.pop("row"): row for row in engines.read_json(f"{out}.gone.json")}
+    for i, document in enumerate(documents):
+      yield document, facts.get(i)
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonLines:
+  """Lines that stand on many pages are boilerplate and are cut out of all of them.
+
+  After C4's line deduplication (Raffel et al. 2020, arXiv:1910.10683, sec. 2.2), by pages instead
+  of occurrences: a phrase that one page repeats is none.
+
+  Attributes:
+    fraction: of the pages, in (0, 1], above which a line goes; at least three pages.
+    min_words: shorter lines stay: "Returns:" is frequent and means something.
+  """
+
+  fraction: float
+  min_words: int
+
+  def features(self, out: str, path: str) -> None:
+    """Writes the hashes of lines [L] and on how many pages they stand [L]."""
+    pages, counts = 0, Counter()
+    for document in shards.documents(path):
+      pages += 1
+      counts.update({_hash(line) for line in self._lines(document.text)})
+    np.save(f"{out}.keys.npy", np.fromiter(counts.keys(), np.uint64, len(counts)))
+    np.save(f"{out}.counts.npy", np.fromiter(counts.values(), np.int64, len(counts)))
+    np.save(f"{out}.pages.npy", np.array(pages))
+
+  def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
+    """Adds the counts up; every shard gets the lines that go."""
+    keys, where = np.unique(
+      np.concatenate([np.load(f"{out}.keys.npy") for out in outs]), return_inverse=True
+    )
+    counts = np.concatenate([np.load(f"{out}.counts.npy") for out in outs])
+    total = np.zeros(len(keys), np.int64)
+    np.add.at(total, where, counts)
+    pages = sum(int(np.load(f"{out}.pages.npy")) for out in outs)
+    common = keys[total > max(self.fraction * pages, 2)]
+    for out in outs:
+      np.save(f"{out}.common.npy", common)
+    return {"different lines": len(common)}
+
+  def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
+    """Cuts them out."""
+    common = set(np.load(f"{out}.common.npy").tolist())
+    for document in documents:
+      kept = [
+        line
+        for line in document.text.split("\n")
+        if len(line.split()) < self.min_words or _hash(line.strip()) not in common
+      ]
+      yield dataclasses.replace(document, text="\n".join(kept).strip("\n")), None
+
+  def _lines(self, text: str) -> Iterator[str]:
+    stripped = (line.strip() for line in text.split("\n"))
+    return (line for line in stripped if len(line.split()) >= self.min_words)
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatedParts:
+  """Paragraphs or lines that stood before, in an earlier document or the same one, are cut out.
+
+  Attributes:
+    separator: what stands between the parts: a blank line, or a newline.
+    min_chars: shorter parts stay.
+  """
+
+  separator: str
+  min_chars: int
+
+  def features(self, out: str, path: str) -> None:
+    """Writes the hashes of all parts, one document's after the other's; short ones are none."""
+    keys = [key for d in shards.documents(path) for _, key in self._parts(d.text) if key]
+    np.save(f"{out}.npy", np.array(keys, np.uint64))
+
+  def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
+    """Marks the first of each."""
+    first = _first([np.load(f"{out}.npy") for out in outs])
+    _save_split(outs, first)
+    return {"repeated parts": sum(int((~part).sum()) for part in first)}
+
+  def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
+    """Cuts the others out."""
+    first = iter(np.load(f"{out}.first.npy").tolist())
+    for document in documents:
+      kept = [part for part, key in self._parts(document.text) if not key or next(first)]
+      yield dataclasses.replace(document, text=self.separator.join(kept)), None
+
+  def _parts(self, text: str) -> Iterator[tuple[str, int]]:
+    for part in text.split(self.separator):
+      long = len(part) >= self.min_chars
+      yield part, _hash(" ".join(part.lower().split())) if long else 0
+
+
+def _hash(text: str) -> int:
+  """64 bits, never 0."""
+  return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) or 1
+
+
+def _first(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Returns, shard by shard, whether a key [N] stands for the first time in all of them."""
+  everything = np.concatenate([np.zeros(0, np.uint64), *keys])
+  first = np.zeros(len(everything), bool)
+  first[np.unique(everything, return_index=True)[1]] = True
+  return np.split(first, np.cumsum([len(own) for own in keys])[:-1])
+
+
+def _save_split(outs: Sequence[str], parts: Sequence[np.ndarray]) -> None:
+  for out, part in zip(outs, parts, strict=True):
+    np.save(f"{out}.first.npy", part)

@@ -1,0 +1,239 @@
+"""Tokenizers on disk: what `train` writes, and models of others adopted behind the same interface.
+
+A directory holds tokenizer.json, which says what it is (kind, ids of the special tokens, SHA-256),
+and the model: tokenizer.model of SentencePiece, or huggingface.json.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import sentencepiece
+
+from llm_jax.data import tokenizer_huggingface
+from llm_jax.data.sentencepiece_proto import ModelProto
+from llm_jax.data.tokenizer import Tokenizer, bytes_per_token
+from llm_jax.data.tokenizer_huggingface import HuggingFace
+from llm_jax.data.tokenizer_sentencepiece import SentencePiece
+from llm_jax.data.tokenizer_train import MARKERS, SPECIAL, Rules, Sample
+from llm_jax.errors import UserError, nearest
+
+_MODEL, _META, _HUGGINGFACE = "tokenizer.model", "tokenizer.json", "huggingface.json"
+_TRAINED, _ADOPTED, _HF = "sentencepiece-", "adopted-sentencepiece", "adopted-huggingface"
+_LOG = logging.getLogger(__name__)
+_REMEDY = "train it again with `python -m experiments.prepare`"
+# What special tokens are called elsewhere, where nothing else tells.
+_NAMES = {
+  "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|bos|>", "<SOS>"),
+  "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>", "<EOT>"),
+  "pad": ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "[PAD]"),
+} | {name: (marker,) for name, marker in zip(SPECIAL[4:], MARKERS, strict=True)}
+
+
+def save(
+  model: bytes,
+  directory: str | pathlib.Path,
+  rules: Rules,
+  chosen: Mapping[str, Sample],
+  seed: int,
+) -> Tokenizer:
+  """Writes a model that was trained here, and returns its tokenizer."""
+  places = sentencepiece.SentencePieceProcessor(model_proto=model).piece_to_id
+  ids = {name: i for i, name in enumerate(SPECIAL[:4])}
+  ids |= {name: places(marker) for name, marker in zip(SPECIAL[4:], MARKERS, strict=True)}
+  tokenizer = SentencePiece(model, ids, spell_space=True)
+  texts = [text for sample in chosen.values() for text in sample.texts]
+  meta: dict[str, Any] = {
+    "kind": _TRAINED + rules.kind,
+    "vocab_size": tokenizer.vocab_size,
+    "ids": ids,
+    "rules": dataclasses.asdict(rules),
+    "seed": seed,
+    "trained_on_documents": len(texts),
+    "trained_on_bytes": sum(sample.bytes for sample in chosen.values()),
+  }
+  if set(chosen) != {""}:
+    meta["sources"] = {
+      name: {"documents": len(s.texts), "bytes": s.bytes, "asked_bytes": s.asked}
+      for name, s in chosen.items()
+    }
+  # A sample is in the order of its hashes: its first documents are as good as any.
+  first = [text for sample in chosen.values() for text in sample.texts[:100]]
+  meta["bytes_per_token"] = round(bytes_per_token(tokenizer, first), 4)
+  _write(pathlib.Path(directory), _MODEL, model, meta)
+  return tokenizer
+
+
+def load(directory: str | pathlib.Path) -> Tokenizer:
+  """Reads a directory that `save` or `adopt` wrote.
+
+  Raises:
+    UserError: if the files are missing, damaged, or do not belong together.
+  """
+  directory = pathlib.Path(directory)
+  try:
+    meta = json.loads((directory / _META).read_text(encoding="utf-8"))
+    if "sha256" not in meta and "model" in meta:
+      raise UserError(
+        f"{directory / _META} is of Hugging Face: import it with tokenizer_files.adopt"
+      )
+    kind, expected, ids = meta["kind"], meta["sha256"], meta["ids"]
+    name = _HUGGINGFACE if kind == _HF else _MODEL
+    data = (directory / name).read_bytes()
+  except OSError as error:
+    raise UserError(f"no tokenizer in {directory} ({error.strerror}): {_REMEDY}") from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{directory / _META} is damaged: {_REMEDY}") from error
+  if hashlib.sha256(data).hexdigest() != expected:
+    raise UserError(f"{directory / name} does not match its hash in {_META}: {_REMEDY}")
+  try:
+    return _made(kind, data, ids)
+  except RuntimeError as error:
+    raise UserError(f"{directory / name} is no SentencePiece model: {_REMEDY}") from error
+
+
+def adopt(
+  source: str | pathlib.Path,
+  directory: str | pathlib.Path,
+  specials: Mapping[str, str] | None = None,
+) -> Tokenizer:
+  """Imports a tokenizer of others, and writes it to `directory` for `Tokenizer.load`.
+
+  Special tokens are taken from `specials`, else from tokenizer_config.json beside the source, else
+  by the names that are usual. Without a bos, it is the eos; without a pad, the unk or the eos, as
+  padding is never learned. Turn markers that are missing are added after the last id: a model of
+  this tokenizer needs so many new rows. All of them become control tokens: no text gives them.
+
+  Args:
+    source: a SentencePiece `.model`, a tokenizer.json of Hugging Face (BPE or unigram; needs the
+      package `tokenizers`), or a folder with one of the two.
+    directory: gets the model and our tokenizer.json.
+    specials: name ("pad", "bos", "eos", "system", "user", "assistant", "end") -> token.
+
+  Raises:
+    UserError: if the source is missing, damaged or of another kind, a token of `specials` does not
+      exist, or nothing tells the eos.
+  """
+  path, directory = _source(pathlib.Path(source)), pathlib.Path(directory)
+  if directory.resolve() == path.parent.resolve():
+    raise UserError(
+      f"{directory} holds the source, which would be overwritten: name another folder"
+    )
+  named = _configured(path.parent) | dict(specials or {})
+  unknown = set(named) - set(_NAMES)
+  if unknown:
+    raise UserError(f'no special token is called "{min(unknown)}"{nearest(min(unknown), _NAMES)}')
+  data = path.read_bytes()
+  if path.suffix == ".json":
+    kind, name = _HF, _HUGGINGFACE
+    data, ids, added = tokenizer_huggingface.adopted(
+      data, path, lambda vocabulary, unk: _special_ids(vocabulary, named, unk, path)
+    )
+  else:
+    kind, name = _ADOPTED, _MODEL
+    data, ids, added = _adopted_sentencepiece(data, named, path)
+  if added:
+    _LOG.info("%s: added %s", path, ", ".join(added))
+  made = _made(kind, data, ids)  # Before anything is written.
+  meta = {"kind": kind, "source": path.name, "ids": ids, "added": added}
+  _write(directory, name, data, meta)
+  return made
+
+
+def _made(kind: str, data: bytes, ids: Mapping[str, int]) -> Tokenizer:
+  if kind == _HF:
+    return HuggingFace(data.decode("utf-8"), ids)
+  return SentencePiece(data, ids, spell_space=kind != _ADOPTED)
+
+
+def _adopted_sentencepiece(
+  data: bytes, named: Mapping[str, str], path: pathlib.Path
+) -> tuple[bytes, dict[str, int], list[str]]:
+  """Returns a model whose special tokens are all control pieces, their ids, and what was added."""
+  proto = ModelProto()
+  try:
+    proto.ParseFromString(data)
+  except Exception as error:  # protobuf's own class has moved between releases.
+    raise UserError(f"{path} is no SentencePiece model ({error})") from error
+  kinds = proto.SentencePiece
+  places = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+  unk = next((i for i, piece in enumerate(proto.pieces) if piece.type == kinds.UNKNOWN), -1)
+  if unk < 0:
+    raise UserError(f"{path} is no SentencePiece model: it has no piece for what is unknown")
+  ids, added = _special_ids(places, named, unk, path)
+  for name in added:
+    proto.pieces.add(piece=f"<|{name}|>", score=0.0, type=kinds.CONTROL)
+  for i in set(ids.values()) - {unk}:
+    proto.pieces[i].type = kinds.CONTROL
+  return proto.SerializeToString(), ids, added
+
+
+def _special_ids(
+  vocabulary: Mapping[str, int], named: Mapping[str, str], unk: int, path: pathlib.Path
+) -> tuple[dict[str, int], list[str]]:
+  """Returns the ids of all special tokens, and the names of those that get a new one."""
+  ids: dict[str, int] = {}
+  for name in _NAMES:
+    if name in named and named[name] not in vocabulary:
+      raise UserError(
+        f'{path} has no token "{named[name]}" for {name}{nearest(named[name], vocabulary)}'
+      )
+    usual = [named[name]] if name in named else _NAMES[name]
+    found = [vocabulary[token] for token in usual if token in vocabulary]
+    if found:
+      ids[name] = found[0]
+  ids["unk"] = unk
+  if "eos" not in ids:
+    raise UserError(f'{path}: nothing tells which token ends a text; give specials={{"eos": ...}}')
+  ids.setdefault("bos", ids["eos"])
+  ids.setdefault("pad", unk if unk >= 0 else ids["eos"])
+  added = [name for name in SPECIAL if name not in ids]
+  first = max(vocabulary.values()) + 1
+  ids |= {name: first + i for i, name in enumerate(added)}
+  turns = [ids[name] for name in SPECIAL[4:]]
+  if len(set(turns)) < len(turns):
+    raise UserError(f"{path}: the turn markers must be different tokens, got {dict(named)}")
+  return {name: ids[name] for name in SPECIAL}, added
+
+
+def _source(path: pathlib.Path) -> pathlib.Path:
+  """Returns the file that is meant."""
+  if path.is_dir():
+    found = [file for file in (path / _META, path / _MODEL) if file.is_file()]
+    if len(found) != 1:
+      many = " and ".join(file.name for file in found)
+      raise UserError(f"{path} has {many}: name one" if found else f"no tokenizer in {path}")
+    path = found[0]
+  if not path.is_file():
+    raise UserError(f"no tokenizer {path}")
+  return path
+
+
+def _configured(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the special tokens that a tokenizer_config.json names."""
+  path = folder / "tokenizer_config.json"
+  if not path.is_file():
+    return {}
+  try:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    tokens = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad")}
+    return {
+      name: token["content"] if isinstance(token, dict) else str(token)
+      for name, token in tokens.items()
+      if token
+    }
+  except (ValueError, KeyError, AttributeError) as error:
+    raise UserError(f"{path} is damaged ({error}): remove it, or give `specials`") from error
+
+
+def _write(directory: pathlib.Path, name: str, data: bytes, meta: Mapping[str, Any]) -> None:
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / name).write_bytes(data)
+  meta = {**meta, "sha256": hashlib.sha256(data).hexdigest()}
+  (directory / _META).write_text(
+    json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+  )

@@ -1,0 +1,78 @@
+"""`prepare` killed at random moments and started again makes what an uninterrupted run makes."""
+
+import hashlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SYLLABLES = "ba den fil gor hu jek lam nost pri ras tev wyn zo mul kep dra".split()
+
+
+def page(rng):
+  words = ["".join(rng.choices(SYLLABLES, k=3)) for _ in range(200)]
+  return "\n\n".join(f"The {' '.join(words[k : k + 10])} and so on." for k in range(0, 200, 10))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  """Five files of pages, a tenth of them copies, a tenth of them nearly so."""
+  rng = random.Random(0)
+  pages = [page(rng) for _ in range(2000)]
+  pages += pages[:200] + [p.replace("fil", "fol", 3) for p in pages[200:400]]
+  rng.shuffle(pages)
+  folder = tmp_path_factory.mktemp("source")
+  for i in range(5):
+    rows = [json.dumps({"text": text}) + "\n" for text in pages[i::5]]
+    (folder / f"{i}.jsonl").write_text("".join(rows))
+  return folder
+
+
+def command(source, out):
+  words = ["-m", "experiments.prepare", f"--workdir={out}", f"--config.source={source}"]
+  return [sys.executable, *words, "--config.vocab_size=600", "--config.validation=0.1"]
+
+
+def digests(out):
+  """Of all that is made; the times of a run and its records differ, as they should."""
+  skipped = {"timing.json", "report.html", "info.json", "config.json", "overrides.json"}
+  files = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in skipped)
+  return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def killed(source, out, rng, seconds):
+  """Starts, kills the whole group after a while, and says whether there was something to kill."""
+  process = subprocess.Popen(
+    command(source, out), cwd=ROOT, start_new_session=True,
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+  )  # fmt: skip
+  time.sleep(rng.uniform(0.5, seconds))
+  running = process.poll() is None
+  if running:
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+  return running
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_runs_lose_and_double_nothing(source, tmp_path, kills):
+  start = time.monotonic()
+  subprocess.run(command(source, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+  seconds = time.monotonic() - start
+  rng, hit, tries = random.Random(kills), 0, 0
+  while hit < kills:
+    tries += 1
+    out = tmp_path / f"killed{tries}"
+    # Runs that are killed again and again must still come to an end: later kills come later.
+    while hit < kills and killed(source, out, rng, seconds):
+      hit += 1
+    subprocess.run(command(source, out), cwd=ROOT, check=True, capture_output=True)
+    assert digests(out) == digests(tmp_path / "whole")
+    assert not (out / ".building").exists()

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     if bool(options.tokenizer) == bool(options.train):
       raise UserError("give --tokenizer or --train")
     sources = {
-      Path(file).name: [d.text for d in bench_filters.read(file, options.field, options.megabytes)]
+      file: [d.text for d in bench_filters.read(file, options.field, options.megabytes)]
       for file in options.files
     }
     texts = [text for part in sources.values() for text in part]

@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from llm_jax.data import archives, extraction, responses, tables
+from llm_jax.data import archives, extraction, jsonl, responses, tables
 from llm_jax.data.compression import CODECS
 from llm_jax.data.documents import identity
 from llm_jax.data.streams import (
@@ -33,7 +33,7 @@ from llm_jax.data.streams import (
 from llm_jax.data.tables import Columns
 from llm_jax.errors import UserError
 
-__all__ = ["SUFFIXES", "Lost", "Raw", "extract", "files", "read", "read_file"]
+__all__ = ["SUFFIXES", "Lost", "Raw", "extract", "files", "read", "read_file", "read_lines"]
 
 SUFFIXES = (".warc", ".arc", ".wet", ".html", ".htm", ".jsonl", ".txt", ".parquet")
 _SOURCE = re.compile(r"(tfds|tfds_dir|hf):(.+?)(?:#(.+))?")
@@ -119,6 +119,37 @@ def read_file(
   file = pathlib.Path(file)
   events = _events(file, name, limits, Columns(text, id, url))
   yield from _records(events, file, name, lost, skipped)
+
+
+def read_lines(
+  part: jsonl.Range,
+  name: str,
+  *,
+  lost: Callable[[Lost], None] | None = None,
+  max_bytes: int = MAX_BYTES,
+) -> Iterator[Raw]:
+  """Yields the records of some of the lines of a plain file of JSON lines.
+
+  Args:
+    part: which lines.
+    name: `source` of the records, and part of the id of those without one.
+    lost: as all others, see `read`; its `where` is the byte at which the line begins.
+    max_bytes: see `read`.
+
+  Raises:
+    UserError: see `read`.
+  """
+  limits, columns = Limits(max_bytes, MAX_RATIO), Columns()
+
+  def events() -> Iterator[Event]:
+    for at, line in jsonl.lines(part):
+      where = f"byte {at}"
+      if len(line) > max_bytes:
+        yield limits.over(where, "the line")
+      else:
+        yield tables.json_line(line, name, where, limits, columns)
+
+  yield from _records(events(), part.path, name, lost, None)
 
 
 def files(source: str | pathlib.Path) -> list[pathlib.Path]:

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-from llm_jax.data import crawl
+from llm_jax.data import crawl, jsonl
 
 _PACKED, _PLAIN = 1_000_000, 8_000_000  # Bytes of a part, of a compressed file and of others.
 _PARTS = 16  # Of a file: each of them reads all of it, and passes over the others' records.
@@ -20,11 +20,13 @@ class Part:
     files: (path, name in the source) of each.
     part: which blocks of records: those whose number leaves this remainder by `parts`.
     parts: how many there are.
+    lines: instead, the lines of the only file, a plain one of JSON lines.
   """
 
   files: tuple[tuple[str, str], ...]
   part: int = 0
   parts: int = 1
+  lines: jsonl.Range | None = None
 
 
 def plan(source: str | pathlib.Path) -> list[Part]:
@@ -44,6 +46,9 @@ def plan(source: str | pathlib.Path) -> list[Part]:
     name = file.relative_to(root).as_posix() if root.is_dir() else file.name
     bytes_ = file.stat().st_size
     own = (str(file), name)
+    if file.suffix == ".jsonl" and bytes_ > _PLAIN:
+      parts += [Part((own,), lines=lines) for lines in jsonl.ranges(file, _PLAIN)]
+      continue
     count = min(-(-bytes_ // (_PACKED if file.suffix in _COMPRESSED else _PLAIN)), _PARTS)
     if count > 1:
       parts += [Part((own,), i, count) for i in range(count)]
@@ -71,6 +76,9 @@ def read(
   Raises:
     UserError: as `crawl.read`.
   """
+  if part.lines:
+    yield from crawl.read_lines(part.lines, part.files[0][1], lost=lost)
+    return
   if part.part:
     lost, skipped = (lost and _nothing), None
   for path, name in part.files:

@@ -104,6 +104,8 @@ def recipe(specs: tuple[str, ...]) -> tuple[Step, ...]:
   """
   steps: list[Step] = []
   for text in specs:
+    if not isinstance(text, str):
+      raise UserError(f"config.recipe: a step is text such as 'extract()', got {text!r}")
     step = resolve(text)
     same = sum(s.name.split(" #")[0] == step.name for s in steps)
     steps.append(dataclasses.replace(step, name=f"{step.name} #{same + 1}") if same else step)

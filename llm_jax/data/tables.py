@@ -55,17 +55,20 @@ def json_lines(stream: Stream, name: str, limits: Limits, columns: Columns) -> I
     if line is None:
       yield limits.over(where, "the line")
     elif line.strip():
-      try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-      except (ValueError, RecursionError) as e:
-        yield Gone(where, f"want a JSON object: {_line(e)}", _MEND)
-        continue
-      if isinstance(row, dict):
-        yield columns.event(row, name, where, limits)
-      else:
-        yield Gone(where, f"want a JSON object, got {type(row).__name__}", _MEND)
+      yield json_line(line, name, where, limits, columns)
   if stream.failure:
     yield stream.rest()
+
+
+def json_line(line: bytes, name: str, where: str, limits: Limits, columns: Columns) -> Event:
+  """Returns the event of one line; `where` is unique in the file `name`."""
+  try:
+    row = json.loads(line.decode("utf-8-sig"))
+  except (ValueError, RecursionError) as e:
+    return Gone(where, f"want a JSON object: {_line(e)}", _MEND)
+  if isinstance(row, dict):
+    return columns.event(row, name, where, limits)
+  return Gone(where, f"want a JSON object, got {type(row).__name__}", _MEND)
 
 
 def rows(file: pathlib.Path, name: str, limits: Limits, columns: Columns) -> Iterator[Event]:

@@ -94,6 +94,18 @@ class Stage:
 
 
 @dataclasses.dataclass
+class Tokenizer:
+  """How a corpus's tokenizer is made: SentencePiece with byte fallback."""
+
+  kind: str = "bpe"  # bpe | unigram
+  split_digits: bool = True  # Every digit is a token of its own.
+  newlines: int = 2  # Runs of 1 to so many newlines are tokens.
+  space_runs: int = 0  # Runs of 2 to so many spaces are always tokens; 0: what is frequent.
+  max_bytes: int = 10_000_000  # Of text that it learns from.
+  adopt: str = ""  # A SentencePiece .model or a tokenizer.json to take instead.
+
+
+@dataclasses.dataclass
 class Prepare:
   """Raw sources to a tokenised corpus."""
 
@@ -105,9 +117,10 @@ class Prepare:
   beam_options: tuple[str, ...] = ()  # Further words of Beam's command line.
   max_lost: int = 0  # Records that cannot be read: so many are put on record, one more is an error.
   max_bytes: int = 12_000_000  # pydocs: stop the crawl after so many bytes of text; 0: take all.
-  # Steps in order, each a call (data/steps.py); configs/data/ holds published lists.
+  # Steps in order, each a call (data/pipeline/steps.py); configs/data/ holds published lists.
   recipe: tuple[str, ...] = ("extract", "repair", "whitespace", "same_address", "duplicates")
   vocab_size: int = 4096
+  tokenizer: Tokenizer = field(default_factory=Tokenizer)
   validation: float = 0.05  # Fraction of pages held out, by hash of their address.
 
 

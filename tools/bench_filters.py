@@ -19,8 +19,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from llm_jax.data import filters, normalize, steps
+from llm_jax.data import filters, normalize
 from llm_jax.data.documents import Document
+from llm_jax.data.pipeline import steps
 from llm_jax.errors import UserError
 
 _OPENERS = {"gz": gzip.open, "xz": lzma.open}

@@ -19,7 +19,7 @@ import sentencepiece
 
 from llm_jax.data import packing, tokenizer
 from llm_jax.data.tokenizer import Tokenizer, byte_count
-from llm_jax.data.tokenizer_sentencepiece import SentencePiece
+from llm_jax.data.tokenizers.pieces import SentencePiece
 from llm_jax.errors import UserError
 from tools import bench_filters
 

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from llm_jax.data import crawl
-from llm_jax.data.streams import REST
+from llm_jax.data.readers.streams import REST
 from llm_jax.errors import UserError
 
 HOW = ("flip", "flips", "cut", "delete", "insert", "repeat", "zeros", "swap")

@@ -14,10 +14,11 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from llm_jax.data import archives, extraction, jsonl, responses, tables
-from llm_jax.data.compression import CODECS
+from llm_jax.data import extraction, jsonl
 from llm_jax.data.documents import identity
-from llm_jax.data.streams import (
+from llm_jax.data.readers import archives, responses, tables
+from llm_jax.data.readers.compression import CODECS
+from llm_jax.data.readers.streams import (
   FETCH,
   MAX_BYTES,
   MAX_RATIO,
@@ -30,7 +31,7 @@ from llm_jax.data.streams import (
   Skip,
   Stream,
 )  # fmt: skip
-from llm_jax.data.tables import Columns
+from llm_jax.data.readers.tables import Columns
 from llm_jax.errors import UserError
 
 __all__ = ["SUFFIXES", "Lost", "Raw", "extract", "files", "read", "read_file", "read_lines"]

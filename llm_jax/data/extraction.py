@@ -6,7 +6,7 @@ from collections.abc import Callable
 import lxml.etree
 import lxml.html
 
-from llm_jax.data.deadline import limited
+from llm_jax.data.readers.deadline import limited
 from llm_jax.errors import UserError, nearest
 
 SECONDS = 10.0  # A page takes about 0.015, one of a megabyte about 1.

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from llm_jax.data import tokenizer_train
 from llm_jax.data.documents import Document
-from llm_jax.data.tokenizer_train import SPECIAL, SURROGATE, byte_count
+from llm_jax.data.tokenizers import train as tokenizer_train
+from llm_jax.data.tokenizers.train import SPECIAL, SURROGATE, byte_count
 from llm_jax.data.workers import batched
 
 __all__ = [
@@ -73,7 +73,7 @@ class Tokenizer(abc.ABC):
     Raises:
       UserError: if the files are missing, damaged, or do not belong together.
     """
-    from llm_jax.data import tokenizer_files  # It imports this module.
+    from llm_jax.data.tokenizers import files as tokenizer_files  # It imports this module.
 
     return tokenizer_files.load(directory)
 
@@ -169,7 +169,7 @@ def train(
     UserError: if the texts are too few for `vocab_size`, it is too small for the 256 bytes, a rule
       is unknown, or weights and sources do not match.
   """
-  from llm_jax.data import tokenizer_files  # It imports this module.
+  from llm_jax.data.tokenizers import files as tokenizer_files  # It imports this module.
 
   rules = tokenizer_train.Rules(kind, split_digits, newlines, space_runs)
   tokenizer_train.check(rules, vocab_size)

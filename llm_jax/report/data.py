@@ -153,6 +153,9 @@ def _tokenizer(summary: dict[str, Any]) -> Html:
     )
   else:
     parts.append(missing("data.tokenizer"))
+  sources = rows(summary, "data.tokenizer.sources")
+  if len(sources) > 1:
+    parts.append(_by_source(sources))
   splits = branch(summary, "data.splits")
   if not splits:
     return join([*parts, missing("data.splits")])
@@ -171,3 +174,19 @@ def _tokenizer(summary: dict[str, Any]) -> Html:
     )
   head = ("Split", "Documents", "Bytes", "Tokens", "Share of tokens")
   return join([*parts, table(head, body)])
+
+
+def _by_source(sources: list[dict[str, Any]]) -> Html:
+  head = ("Source", "Documents", "Bytes", "Tokens", "Bytes a token", "Tokens a word")
+  body = [
+    (
+      clip(row.get("source"), 80),
+      count(row.get("documents")),
+      size(row.get("bytes")),
+      count(row.get("tokens")),
+      real(row.get("bytes_per_token")),
+      real(row.get("tokens_per_word")),
+    )
+    for row in sources
+  ]
+  return table(head, body)

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax import config
-from llm_jax.data import crawl, engines, jsonl, pydocs, recipe, shards, steps
+from llm_jax.data import crawl, jsonl, pydocs
 from llm_jax.data.documents import Document, split_of
-from llm_jax.data.workers import batched
+from llm_jax.data.pipeline import engines, recipe, shards, steps
 from llm_jax.errors import UserError
 
 SPLITS = ("train", "validation")
@@ -73,7 +73,7 @@ def _build(cfg: config.Prepare, out: pathlib.Path) -> tuple[dict[str, Any], list
     _write_drops(out / "dropped", made)
     splits = _split(cfg, made)
     coder = _tokenizer(cfg, out, made.documents)
-    counts = _tokenize(cfg, out, made.documents, engine)
+    counts, by_source = _tokenize(cfg, out, made.documents, engine)
     described = _statistics(out, made.documents, engine)
   _corpus(cfg, out, made.documents)
   asked = _questions(cfg, out, made.documents) if cfg.source == "pydocs" else {}
@@ -90,6 +90,7 @@ def _build(cfg: config.Prepare, out: pathlib.Path) -> tuple[dict[str, Any], list
     "tokenizer": {
       "vocab_size": coder.vocab_size,
       "bytes_per_token": round(size / (tokens - sum(splits.values())), 4),
+      "sources": by_source,
     },
     "splits": counts,
     "statistics": described,
@@ -149,71 +150,49 @@ def _split(cfg: config.Prepare, made: recipe.Made) -> dict[str, int]:
 def _tokenizer(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]):
   # Not at the top: every worker process imports this module, and SentencePiece takes its time.
   from llm_jax.data import tokenizer
+  from llm_jax.data.tokenizers import files
 
-  directory = out / "tokenizer"
-  if not (directory / "tokenizer.json").exists():  # Written last.
-    with _timed("tokenizer"):
-      texts = (d.text for d in _of_split(cfg, paths, "train"))
-      return tokenizer.train(texts, directory, cfg.vocab_size, cfg.seed)
-  return tokenizer.Tokenizer.load(directory)
+  directory, own = out / "tokenizer", cfg.tokenizer
+  if (directory / "tokenizer.json").exists():  # Written last.
+    return tokenizer.Tokenizer.load(directory)
+  if own.adopt:
+    return files.adopt(own.adopt, directory)
+  with _timed("tokenizer"):
+    return tokenizer.train(
+      (d.text for d in _of_split(cfg, paths, "train")),
+      directory,
+      cfg.vocab_size,
+      cfg.seed,
+      own.max_bytes,
+      kind=own.kind,
+      split_digits=own.split_digits,
+      newlines=own.newlines,
+      space_runs=own.space_runs,
+    )
 
 
 def _tokenize(
   cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str], engine: engines.Engine
-) -> dict[str, dict[str, int]]:
-  """Writes tokens/<split>/<shard>.array_record; counts what a model predicts."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Writes tokens/<split>/<shard>.array_record; returns counts by split and by source."""
+  from llm_jax.data.pipeline import tokens
+
   names = engines.names(out / _WORK / "tokens", len(paths))
   tasks = [
     engines.Task(name, (path, str(out), i, cfg.seed, cfg.validation))
     for i, (name, path) in enumerate(zip(names, paths, strict=True))
   ]
   with _timed("tokens"):
-    results = engines.results(engine, tokenize_shard, tasks)
-  return {
-    split: {key: sum(r[split][key] for r in results) for key in ("documents", "bytes", "tokens")}
-    for split in SPLITS
-  }
+    return tokens.total(engines.results(engine, tokens.shard, tasks))
 
 
 def _statistics(out: pathlib.Path, paths: Sequence[str], engine: engines.Engine) -> dict[str, Any]:
-  from llm_jax.data import statistics
+  from llm_jax.data.pipeline import statistics
 
   names = engines.names(out / _WORK / "statistics", len(paths))
   tasks = [engines.Task(name, (path,)) for name, path in zip(names, paths, strict=True)]
   with _timed("statistics"):
     return statistics.total(engines.results(engine, statistics.shard, tasks))
-
-
-def tokenize_shard(
-  out: str, path: str, root: str, number: int, seed: int, validation: float
-) -> engines.Result:
-  """A task: writes [bos] text [eos] of each document of a shard as token files, one a split.
-
-  Returns:
-    {split: {"documents", "bytes", "tokens"}}: tokens are those that a model predicts.
-  """
-  from llm_jax.data import packing, tokenizer
-
-  coder = tokenizer.Tokenizer.load(pathlib.Path(root) / "tokenizer")
-  parts: dict[str, list[str]] = {name: [] for name in SPLITS}
-  for document in shards.documents(path):
-    address = document.url or document.id
-    parts[split_of(address, seed, validation)].append(document.text)
-  counts = {}
-  for split, texts in parts.items():
-    rows = ([coder.bos_id, *ids, coder.eos_id] for ids in _encoded(coder, texts))
-    file = pathlib.Path(root) / "tokens" / split / f"{number:05d}.array_record"
-    written = packing.write_tokens(file, rows, coder.vocab_size)
-    # The first token of a document is given, not predicted.
-    tokens = written["tokens"] - written["documents"]
-    size = sum(map(shards.size, texts))
-    counts[split] = {"documents": len(texts), "bytes": size, "tokens": tokens}
-  return counts
-
-
-def _encoded(coder, texts: Sequence[str]) -> Iterator[Sequence[int]]:
-  for batch in batched(texts, 64):
-    yield from coder.encode_batch(batch)
 
 
 def _corpus(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]) -> None:

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from llm_jax.data import engines, recipe, shards
 from llm_jax.data.documents import Document
+from llm_jax.data.pipeline import engines, recipe, shards
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
 
@@ -42,7 +42,7 @@ def _rows(path):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-  from llm_jax.data import inputs
+  from llm_jax.data.pipeline import inputs
 
   monkeypatch.setattr(inputs, "_PLAIN", 1)
   monkeypatch.setattr(inputs, "_PARTS", 1)

@@ -11,7 +11,8 @@ import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from llm_jax.data import crawl, responses
+from llm_jax.data import crawl
+from llm_jax.data.readers import responses
 from llm_jax.errors import UserError
 
 PAGE = """<html><head><title>T</title></head><body><nav><a href=x>Home</a></nav><main>

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from llm_jax.data import engines
+from llm_jax.data.pipeline import engines
 from llm_jax.errors import UserError
 
 

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from llm_jax.data import crawl, extraction
-from llm_jax.data.deadline import limited
+from llm_jax.data.readers.deadline import limited
 from llm_jax.errors import UserError
 
 GOLD = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "web_article_extraction"

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from llm_jax.data import crawl, inputs
+from llm_jax.data import crawl
+from llm_jax.data.pipeline import inputs
 from llm_jax.errors import UserError
 
 

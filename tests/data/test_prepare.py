@@ -8,7 +8,8 @@ import pytest
 
 from configs import prepare as pydocs_config
 from llm_jax import config
-from llm_jax.data import corpus, crawl, engines, packing, pydocs, recipe, tokenizer
+from llm_jax.data import corpus, crawl, packing, pydocs, tokenizer
+from llm_jax.data.pipeline import engines, recipe
 from llm_jax.errors import UserError
 from llm_jax.stages import prepare
 

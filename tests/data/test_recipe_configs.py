@@ -7,8 +7,8 @@ import re
 import pytest
 
 from llm_jax import config
-from llm_jax.data import steps
 from llm_jax.data.documents import Document
+from llm_jax.data.pipeline import steps
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs" / "data"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")

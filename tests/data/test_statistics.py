@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from llm_jax.data import shards, statistics
 from llm_jax.data.documents import Document
+from llm_jax.data.pipeline import shards, statistics
 
 TEXTS = ["The cat sat on the mat. The cat sat.", "a b", "Nothing is here twice but the cat sat on."]
 

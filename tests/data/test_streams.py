@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
-from llm_jax.data import streams
-from llm_jax.data.streams import Limits, Stream
+from llm_jax.data.readers import streams
+from llm_jax.data.readers.streams import Limits, Stream
 from llm_jax.errors import UserError
 
 TEXT = b"".join(b"line %d of a text\n" % i for i in range(30_000))

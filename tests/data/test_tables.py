@@ -9,8 +9,9 @@ import types
 import pytest
 from tensorflow_datasets import proto
 
-from llm_jax.data import corpus, crawl, tables
+from llm_jax.data import corpus, crawl
 from llm_jax.data.documents import Document
+from llm_jax.data.readers import tables
 from llm_jax.errors import UserError
 
 C4 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "c4_minimal_tfds"

@@ -10,10 +10,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.data import chat, tokenizer_export, tokenizer_files
+from llm_jax.data import chat
 from llm_jax.data import tokenizer as tokenizer_lib
-from llm_jax.data.sentencepiece_proto import ModelProto
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizers import export as tokenizer_export
+from llm_jax.data.tokenizers import files as tokenizer_files
+from llm_jax.data.tokenizers.proto import ModelProto
 from llm_jax.errors import UserError
 
 try:

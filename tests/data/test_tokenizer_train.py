@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_jax.data import tokenizer as tokenizer_lib
-from llm_jax.data import tokenizer_train
 from llm_jax.data.documents import Document
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizers import train as tokenizer_train
 from llm_jax.errors import UserError
 
 TEXTS = [

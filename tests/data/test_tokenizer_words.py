@@ -12,9 +12,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.data import tokenizer_train, tokenizer_words
-from llm_jax.data.sentencepiece_proto import ModelProto
-from llm_jax.data.tokenizer_words import WordEncoder, obstacle
+from llm_jax.data.tokenizers import train as tokenizer_train
+from llm_jax.data.tokenizers import words as tokenizer_words
+from llm_jax.data.tokenizers.proto import ModelProto
+from llm_jax.data.tokenizers.words import WordEncoder, obstacle
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = pathlib.Path(os.environ.get("LLM_JAX_DATA", ROOT.parent / "shared" / "data"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llm_jax.data import tokenizer as tokenizer_lib
-from llm_jax.data.tokenizer_words import WordEncoder
+from llm_jax.data.tokenizers.words import WordEncoder
 from tools import bench_tokenizer
 
 TEXTS = [f"Text {i} speaks of the sum of {i} and {i * 7}, and of words.\n" * 3 for i in range(40)]

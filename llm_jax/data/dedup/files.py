@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.data import engines, jsonl
+from llm_jax.data import jsonl
 from llm_jax.data.dedup import records
 from llm_jax.data.dedup.search import Decision, columns, decide
 from llm_jax.data.dedup.table import Table
+from llm_jax.data.pipeline import engines
 from llm_jax.errors import UserError
 
 

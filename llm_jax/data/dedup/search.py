@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.data import engines
 from llm_jax.data.dedup import candidates, components, signatures, verify
 from llm_jax.data.dedup.table import Files, Source, Table, sign
+from llm_jax.data.pipeline import engines
 
 _TASK = 256  # Texts in memory that make a shard.
 

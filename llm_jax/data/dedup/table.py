@@ -14,7 +14,7 @@ import numpy as np
 
 from llm_jax.data import jsonl
 from llm_jax.data.dedup import signatures
-from llm_jax.data.engines import Result
+from llm_jax.data.pipeline.engines import Result
 
 Id = str | int
 Source = jsonl.Range | tuple[Sequence[str], Sequence[str]]  # Or (texts, ids) in memory.

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llm_jax.data import engines
 from llm_jax.data.dedup.table import Files, Table
+from llm_jax.data.pipeline import engines
 
 _TASK = 20_000  # Pairs of a task.
 

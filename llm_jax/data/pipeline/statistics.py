@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.data import engines, shards, words
+from llm_jax.data import words
 from llm_jax.data.documents import Document, identity
 from llm_jax.data.filters import languages
+from llm_jax.data.pipeline import engines, shards
 
 GRAMS = (1, 3, 5)  # Words of the phrases that are counted.
 SHOWN = 20  # Phrases and sources of each table.

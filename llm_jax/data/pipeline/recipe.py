@@ -2,7 +2,7 @@
 
 Steps on one document follow each other in one pass; a step on the whole corpus ends a pass. So a
 recipe is a few passes over shards, each a phase of pure tasks that any engine runs
-(data/engines.py), with a decision between them:
+(data/pipeline/engines.py), with a decision between them:
 
     read, steps ..., features | decide | apply, steps ..., features | decide | apply, steps ...
 """
@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from llm_jax.data import engines, inputs, passes, shards
-from llm_jax.data.passes import Row
-from llm_jax.data.steps import Step
+from llm_jax.data.pipeline import engines, inputs, passes, shards
+from llm_jax.data.pipeline.passes import Row
+from llm_jax.data.pipeline.steps import Step
 from llm_jax.errors import UserError
 
 __all__ = ["Made", "Row", "run", "samples"]
@@ -59,7 +59,7 @@ def run(
   """Runs the steps of `recipe` on `source`.
 
   Args:
-    recipe: specs of steps (data/steps.py), in order.
+    recipe: specs of steps (data/pipeline/steps.py), in order.
     source: what `crawl.files` takes.
     work: folder for the shards; what an earlier run with the same arguments left is used.
     engine: runs the passes.

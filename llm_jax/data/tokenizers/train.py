@@ -11,7 +11,7 @@ from typing import Any
 import sentencepiece
 
 from llm_jax.data.documents import Document
-from llm_jax.data.tokenizer_words import SPACE
+from llm_jax.data.tokenizers.words import SPACE
 from llm_jax.errors import UserError, nearest
 
 SPECIAL = ("pad", "unk", "bos", "eos", "system", "user", "assistant", "end")

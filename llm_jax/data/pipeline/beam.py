@@ -6,7 +6,7 @@ extra `beam`.
 
 from collections.abc import Iterable, Iterator
 
-from llm_jax.data import engines
+from llm_jax.data.pipeline import engines
 
 # The runner in this process. Beam's default would first look for a program to download.
 IN_PROCESS = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from llm_jax.data import responses
 from llm_jax.data.documents import identity
-from llm_jax.data.responses import Unreadable
-from llm_jax.data.streams import REST, Event, Gone, Limits, Raw, Skip, Stream
+from llm_jax.data.readers import responses
+from llm_jax.data.readers.responses import Unreadable
+from llm_jax.data.readers.streams import REST, Event, Gone, Limits, Raw, Skip, Stream
 
 _HEAD = 1 << 16  # Bytes of a record's header, at most.
 _USUAL = 1 << 11  # ... and mostly.

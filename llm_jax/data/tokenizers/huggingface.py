@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.data.tokenizer_train import MARKERS, SPECIAL
+from llm_jax.data.tokenizers.train import MARKERS, SPECIAL
 from llm_jax.errors import UserError
 
 _INSIDE = "\ufffe"

@@ -66,7 +66,7 @@ def make(
   check(name, beam_runner)
   if name == "local":
     return Local(workers)
-  from llm_jax.data.beam import Beam  # Its package is an extra.
+  from llm_jax.data.pipeline.beam import Beam  # Its package is an extra.
 
   return Beam(beam_runner, tuple(beam_options))
 

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from llm_jax.data import dedup, engines, jsonl, shards
+from llm_jax.data import dedup, jsonl
 from llm_jax.data.dedup import records, table
 from llm_jax.data.documents import Document
+from llm_jax.data.pipeline import engines, shards
 
 # (document, None) stays, perhaps edited; (document, facts) goes, with {"reason", ...}.
 Judged = tuple[Document, dict[str, Any] | None]

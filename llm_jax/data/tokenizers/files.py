@@ -14,12 +14,12 @@ from typing import Any
 
 import sentencepiece
 
-from llm_jax.data import tokenizer_huggingface
-from llm_jax.data.sentencepiece_proto import ModelProto
 from llm_jax.data.tokenizer import Tokenizer, bytes_per_token
-from llm_jax.data.tokenizer_huggingface import HuggingFace
-from llm_jax.data.tokenizer_sentencepiece import SentencePiece
-from llm_jax.data.tokenizer_train import MARKERS, SPECIAL, Rules, Sample
+from llm_jax.data.tokenizers import huggingface as tokenizer_huggingface
+from llm_jax.data.tokenizers.huggingface import HuggingFace
+from llm_jax.data.tokenizers.pieces import SentencePiece
+from llm_jax.data.tokenizers.proto import ModelProto
+from llm_jax.data.tokenizers.train import MARKERS, SPECIAL, Rules, Sample
 from llm_jax.errors import UserError, nearest
 
 _MODEL, _META, _HUGGINGFACE = "tokenizer.model", "tokenizer.json", "huggingface.json"

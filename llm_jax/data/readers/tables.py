@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from llm_jax.data.compression import package
 from llm_jax.data.documents import identity
-from llm_jax.data.streams import REST, Event, Gone, Limits, Raw, Stream
+from llm_jax.data.readers.compression import package
+from llm_jax.data.readers.streams import REST, Event, Gone, Limits, Raw, Stream
 from llm_jax.errors import UserError, nearest
 
 ROWS = re.compile(r"\.(array_record|tfrecord|parquet)(-\d+(-of-\d+)?)?$")  # Files of `rows`.

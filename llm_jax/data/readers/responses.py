@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llm_jax.data.compression import package
-from llm_jax.data.streams import Limits
+from llm_jax.data.readers.compression import package
+from llm_jax.data.readers.streams import Limits
 from llm_jax.errors import UserError
 
 _BLANK = re.compile(rb"\r?\n\r?\n")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from llm_jax.data.sentencepiece_proto import ModelProto
+from llm_jax.data.tokenizers.proto import ModelProto
 
 SPACE = "\u2581"  # How SentencePiece writes a space.
 

@@ -2,7 +2,7 @@
 
 What a step is, its first parameter without a default says: `html` (extraction: a page's HTML to its
 text), `text` (an edit: text to text), `document` (a rule: a Document to a reason to drop it, or
-None). One that has no such parameter gives a step on the whole corpus (data/corpus_steps.py). A
+None). One that has no such parameter gives a step on the whole corpus (corpus_steps.py). A
 function of one's own is "my_package.module:name(keyword=literal)".
 """
 
@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from llm_jax import spec
-from llm_jax.data import corpus_steps, crawl, stretches
-from llm_jax.data.corpus_steps import CorpusStep
+from llm_jax.data import crawl
 from llm_jax.data.decontaminate import decontaminate, without_overlap
 from llm_jax.data.filters import (
   blocked_urls,
@@ -41,6 +40,8 @@ from llm_jax.data.normalize import (
   whitespace,
   without_bare_signatures,
 )
+from llm_jax.data.pipeline import corpus_steps, stretches
+from llm_jax.data.pipeline.corpus_steps import CorpusStep
 from llm_jax.data.quality import quality
 from llm_jax.errors import UserError
 
@@ -152,7 +153,7 @@ def repeated_lines(min_chars: int = 1) -> CorpusStep:
 
 
 def repeated_substrings(tokens: int = 50, keep_first: bool = True, most: float = 0.0) -> CorpusStep:
-  """Cuts out stretches of at least `tokens` words that stood before (see data/stretches.py)."""
+  """Cuts out stretches of at least `tokens` words that stood before (see stretches.py)."""
   if tokens < 2 or not 0 <= most < 1:
     raise UserError(f"step repeated_substrings: tokens={tokens} must be 2 or more, most={most} < 1")
   return stretches.RepeatedStretches(tokens, keep_first, most)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from llm_jax.data import engines, shards
-from llm_jax.data.corpus_steps import Judged
 from llm_jax.data.dedup import substrings
 from llm_jax.data.documents import Document
+from llm_jax.data.pipeline import engines, shards
+from llm_jax.data.pipeline.corpus_steps import Judged
 
 _PARTITION = 20_000_000  # Windows that one task sorts out: about 250 MB.
 

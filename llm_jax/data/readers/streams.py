@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llm_jax.data.compression import CODECS, Codec, Decoder, Undecodable
+from llm_jax.data.readers.compression import CODECS, Codec, Decoder, Undecodable
 from llm_jax.errors import UserError
 
 MAX_BYTES = 64 << 20

@@ -7,7 +7,7 @@ import numpy as np
 import sentencepiece
 
 from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.data.tokenizer_words import SPACE, WordEncoder, obstacle
+from llm_jax.data.tokenizers.words import SPACE, WordEncoder, obstacle
 
 _LOG = logging.getLogger(__name__)
 

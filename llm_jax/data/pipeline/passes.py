@@ -1,4 +1,4 @@
-"""One shard through one pass of a recipe: the task that engines run (see data/recipe.py)."""
+"""One shard through one pass of a recipe: the task that engines run (see recipe.py)."""
 
 import dataclasses
 import heapq
@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llm_jax.data import engines, inputs, shards, steps
 from llm_jax.data.crawl import Lost, Raw
 from llm_jax.data.documents import Document, identity
+from llm_jax.data.pipeline import engines, inputs, shards, steps
 from llm_jax.errors import UserError
 
 READ = "read"  # The funnel's first row.

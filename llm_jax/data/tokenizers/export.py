@@ -10,12 +10,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.data.sentencepiece_proto import ModelProto
 from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.data.tokenizer_huggingface import HuggingFace
-from llm_jax.data.tokenizer_sentencepiece import SentencePiece
-from llm_jax.data.tokenizer_train import SPECIAL
-from llm_jax.data.tokenizer_words import SPACE
+from llm_jax.data.tokenizers.huggingface import HuggingFace
+from llm_jax.data.tokenizers.pieces import SentencePiece
+from llm_jax.data.tokenizers.proto import ModelProto
+from llm_jax.data.tokenizers.train import SPECIAL
+from llm_jax.data.tokenizers.words import SPACE
 from llm_jax.errors import UserError
 
 _KINDS = ModelProto.SentencePiece

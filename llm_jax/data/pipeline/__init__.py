@@ -1,0 +1,1 @@
+"""Recipes, their steps, and the engines that run them over shards."""

@@ -88,7 +88,7 @@ def mask_pii(
   """
   if email and "@" in text:
     text = _mask_emails(text, email)
-  for mark, pattern, end in (
+  patterns = (
     (account, _IBAN, _iban_end),
     (card, _CARD, _card_end),
     (ip, _IPV4, _ip_end),
@@ -97,9 +97,14 @@ def mask_pii(
     (phone, _AREA, re.Match.end),
     (phone, _DASHED, re.Match.end),
     (phone, _NUMBER, _called_end),
-  ):
-    if mark:
-      text = _mask(text, pattern, end, mark)
+  )
+  for _ in range(4):  # Two numbers in a row may hide each other until one of them is masked.
+    before = text
+    for mark, pattern, end in patterns:
+      if mark:
+        text = _mask(text, pattern, end, mark)
+    if text == before:
+      break
   return text
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_jax.data import dedup
-from llm_jax.data.dedup import candidates, components, signatures, verify
+from llm_jax.data.dedup import candidates, components, signatures, table, verify
 from llm_jax.errors import UserError
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"] * 4
@@ -296,6 +296,35 @@ def test_workers_give_the_same_bytes_and_old_results_go(corpus, tmp_path):
   )
   assert first == second
   assert len(first) == 5  # kept/in.jsonl, removed, edges, clusters, report: nothing stale.
+
+
+def test_an_interrupted_call_is_gone_on_with(corpus, tmp_path, monkeypatch):
+  texts, ids = corpus
+  write(tmp_path / "in.jsonl", [{"id": i, "text": t} for t, i in zip(texts, ids, strict=True)])
+  whole = dedup.deduplicate(tmp_path / "in.jsonl", tmp_path / "whole")
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(verify, "similarities", stop)
+    dedup.deduplicate(tmp_path / "in.jsonl", tmp_path / "out")
+  with monkeypatch.context() as patch:
+    patch.setattr(table, "_blocks", stop)  # What was signed is not signed again.
+    assert dedup.deduplicate(tmp_path / "in.jsonl", tmp_path / "out") == whole
+  assert not (tmp_path / "out" / ".work").exists()
+  for name in ("removed.jsonl", "edges.jsonl", "clusters.jsonl", "kept/in.jsonl"):
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_text_of_very_many_words_is_compared_by_its_hash_alone(monkeypatch):
+  monkeypatch.setattr(table, "LONGEST", 250)
+  rng = random.Random(7)
+  long, short = passage(rng, 300), passage(rng, 200)
+  texts = [long, edited(rng, long, 1), long.upper(), short, edited(rng, short, 1)]
+  kept, removed = dedup.near_duplicates(texts, list("abcde"))
+  assert [(row["id"], row["rule"]) for row in removed if row["id"] in "abc"] == [("c", "exact")]
+  assert [row["rule"] for row in removed if row["id"] in "de"] == ["near"]
 
 
 def test_number_ids_and_missing_last_newline(tmp_path):

@@ -64,11 +64,11 @@ def deduplicate(
 
 @contextlib.contextmanager
 def _work(out: pathlib.Path, files: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
-  """A folder for what is only needed on the way; a killed run's is gone on with.
+  """A folder for what is only needed on the way; a killed or interrupted run's is gone on with.
 
-  After an error it goes, and so does what was made for it.
+  After bad input it goes, and so does what was made for it.
   """
-  work, existed = out / ".work", out.exists()
+  work, existed, done = out / ".work", out.exists(), False
   facts = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
   mark = work / "inputs.json"
   if not mark.exists() or json.loads(mark.read_bytes()) != facts:
@@ -77,10 +77,16 @@ def _work(out: pathlib.Path, files: Sequence[pathlib.Path]) -> Iterator[pathlib.
     engines.write_json(mark, facts)
   try:
     yield work
+  except UserError:
+    done = True
+    raise
+  else:
+    done = True
   finally:
-    shutil.rmtree(work, ignore_errors=True)
-    if not existed and not any(out.iterdir()):
-      out.rmdir()
+    if done:
+      shutil.rmtree(work, ignore_errors=True)
+      if not existed and not any(out.iterdir()):
+        out.rmdir()
 
 
 def _check_ids(table: Table, parts: Sequence[jsonl.Range]) -> None:

@@ -66,7 +66,7 @@ def _funnel(funnel: list[dict[str, Any]]) -> Html:
     cut = [f"{count(n)} {what}" for what, n in _positive(step, "edited").items()]
     name = step.get("step")
     if cut:
-      name = join((name, el("small", f"cut from pages: {', '.join(cut)}", cls="cut")))
+      name = join((name, el("small", ", ".join(cut), cls="cut")))
     body.append((name, *cells))
   head = ("Step", "Documents", "Bytes", "Tokens", "Dropped", "Time")
   return table(head, body, cls="stack funnel")

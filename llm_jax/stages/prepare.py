@@ -48,10 +48,13 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
   _check(cfg)
   begin = time.monotonic()
   with _building(cfg, root) as building:
-    manifest, funnel = _build(cfg, building)
+    walls: dict[str, float] = {}
+    manifest, funnel = _build(cfg, building, walls)
     total = round(time.monotonic() - begin, 1)
-    steps = {row.step: round(row.seconds, 2) for row in funnel}
-    engines.write_json(building / "timing.json", {"seconds": total, "steps": steps})
+    # Of a step: seconds of all workers together. Of what comes after the recipe: as they passed.
+    spent = {row.step: round(row.seconds, 2) for row in funnel}
+    timing = {"seconds": total, "steps": spent, "stages": walls}
+    engines.write_json(building / "timing.json", timing)
     (building / "manifest.json").write_text(
       json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -60,11 +63,14 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
   return manifest
 
 
-def _build(cfg: config.Prepare, out: pathlib.Path) -> tuple[dict[str, Any], list[recipe.Row]]:
+def _build(
+  cfg: config.Prepare, out: pathlib.Path, walls: dict[str, float]
+) -> tuple[dict[str, Any], list[recipe.Row]]:
   source = pathlib.Path(cfg.source)
   if cfg.source == "pydocs":
     source = out / "crawl" / "pydocs.warc.gz"
-    _crawl(cfg, source)
+    with _timed("crawl", walls):
+      _crawl(cfg, source)
   inputs = _inputs(source)
   with engines.make(cfg.engine, cfg.workers, cfg.beam_runner, cfg.beam_options) as engine:
     made = recipe.run(
@@ -72,11 +78,16 @@ def _build(cfg: config.Prepare, out: pathlib.Path) -> tuple[dict[str, Any], list
     )
     _write_drops(out / "dropped", made)
     splits = _split(cfg, made)
-    coder = _tokenizer(cfg, out, made.documents)
-    counts, by_source = _tokenize(cfg, out, made.documents, engine)
-    described = _statistics(out, made.documents, engine)
-  _corpus(cfg, out, made.documents)
-  asked = _questions(cfg, out, made.documents) if cfg.source == "pydocs" else {}
+    with _timed("tokenizer", walls):
+      coder = _tokenizer(cfg, out, made.documents)
+    with _timed("tokens", walls):
+      counts, by_source = _tokenize(cfg, out, made.documents, engine)
+    with _timed("statistics", walls):
+      described = _statistics(out, made.documents, engine)
+  with _timed("corpus", walls):
+    _corpus(cfg, out, made.documents)
+  with _timed("questions", walls):
+    asked = _questions(cfg, out, made.documents) if cfg.source == "pydocs" else {}
   size, tokens = (sum(c[key] for c in counts.values()) for key in ("bytes", "tokens"))
   assert splits == {name: c["documents"] for name, c in counts.items()}
   manifest = {
@@ -104,12 +115,9 @@ def _crawl(cfg: config.Prepare, path: pathlib.Path) -> None:
   entries = path.with_name("entries.jsonl")
   if entries.exists():
     return
-  begin = time.monotonic()
   path.parent.mkdir(exist_ok=True)
   found = pydocs.crawl(path, cfg.max_bytes, cfg.seed, cfg.workers)
   shards.write(str(entries), map(dataclasses.asdict, found))
-  seconds = time.monotonic() - begin
-  _log(f"crawl: {path.stat().st_size / 1e6:.1f} MB of WARC, {seconds:.1f} s")
 
 
 def _documents(paths: Sequence[str]) -> Iterator[Document]:
@@ -157,18 +165,17 @@ def _tokenizer(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]):
     return tokenizer.Tokenizer.load(directory)
   if own.adopt:
     return files.adopt(own.adopt, directory)
-  with _timed("tokenizer"):
-    return tokenizer.train(
-      (d.text for d in _of_split(cfg, paths, "train")),
-      directory,
-      cfg.vocab_size,
-      cfg.seed,
-      own.max_bytes,
-      kind=own.kind,
-      split_digits=own.split_digits,
-      newlines=own.newlines,
-      space_runs=own.space_runs,
-    )
+  return tokenizer.train(
+    (d.text for d in _of_split(cfg, paths, "train")),
+    directory,
+    cfg.vocab_size,
+    cfg.seed,
+    own.max_bytes,
+    kind=own.kind,
+    split_digits=own.split_digits,
+    newlines=own.newlines,
+    space_runs=own.space_runs,
+  )
 
 
 def _tokenize(
@@ -182,8 +189,7 @@ def _tokenize(
     engines.Task(name, (path, str(out), i, cfg.seed, cfg.validation))
     for i, (name, path) in enumerate(zip(names, paths, strict=True))
   ]
-  with _timed("tokens"):
-    return tokens.total(engines.results(engine, tokens.shard, tasks))
+  return tokens.total(engines.results(engine, tokens.shard, tasks))
 
 
 def _statistics(out: pathlib.Path, paths: Sequence[str], engine: engines.Engine) -> dict[str, Any]:
@@ -191,28 +197,25 @@ def _statistics(out: pathlib.Path, paths: Sequence[str], engine: engines.Engine)
 
   names = engines.names(out / _WORK / "statistics", len(paths))
   tasks = [engines.Task(name, (path,)) for name, path in zip(names, paths, strict=True)]
-  with _timed("statistics"):
-    return statistics.total(engines.results(engine, statistics.shard, tasks))
+  return statistics.total(engines.results(engine, statistics.shard, tasks))
 
 
 def _corpus(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]) -> None:
   from llm_jax.data import corpus
 
   shutil.rmtree(out / "corpus", ignore_errors=True)
-  with _timed("corpus"):
-    corpus.write(out, {split: _of_split(cfg, paths, split) for split in SPLITS})
+  corpus.write(out, {split: _of_split(cfg, paths, split) for split in SPLITS})
 
 
 def _questions(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]) -> dict[str, int]:
   from llm_jax.data import questions
 
-  with _timed("questions"):
-    entries = [pydocs.Entry(**row) for row in _rows(str(out / "crawl" / "entries.jsonl"))]
-    texts = [d.text for d in _of_split(cfg, paths, "train")]
-    found = questions.build(entries, texts, seed=cfg.seed, validation=cfg.validation)
-    (out / "questions").mkdir(exist_ok=True)
-    for name, part in zip(SPLITS, found[:2], strict=True):
-      questions.write(out / "questions" / f"{name}.jsonl", part)
+  entries = [pydocs.Entry(**row) for row in _rows(str(out / "crawl" / "entries.jsonl"))]
+  texts = [d.text for d in _of_split(cfg, paths, "train")]
+  found = questions.build(entries, texts, seed=cfg.seed, validation=cfg.validation)
+  (out / "questions").mkdir(exist_ok=True)
+  for name, part in zip(SPLITS, found[:2], strict=True):
+    questions.write(out / "questions" / f"{name}.jsonl", part)
   return found[2]
 
 
@@ -336,10 +339,11 @@ def _move(building: pathlib.Path, root: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _timed(name: str) -> Iterator[None]:
+def _timed(name: str, walls: dict[str, float]) -> Iterator[None]:
   begin = time.monotonic()
   yield
-  _log(f"{name}: {time.monotonic() - begin:.1f} s")
+  walls[name] = round(time.monotonic() - begin, 2)
+  _log(f"{name}: {walls[name]:.1f} s")
 
 
 def _log(line: str) -> None:

@@ -65,7 +65,7 @@ def test_lines_on_many_pages_go_and_others_stay(tmp_path, parts):
   assert not any("Home of all" in d.text for d in documents)
   assert all("short" in d.text for d in documents[:10])
   assert documents[10].text == texts[10]
-  assert made.funnel[-1].edited == {"different lines": 1}
+  assert made.funnel[-1].edited == {"different lines cut out": 1}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -78,7 +78,7 @@ def test_the_first_of_equal_paragraphs_stays(tmp_path, parts):
   assert documents[0].text == texts[0]
   assert [d.text for d in documents[1:]] == [f"{text}\n\nShort." for text in own[1:]]
   assert [(d["id"], d["reason"]) for d in drops] == [("d004", "nothing left")]
-  assert made.funnel[-1].edited == {"repeated parts": 4}
+  assert made.funnel[-1].edited == {"parts cut out": 4}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -89,7 +89,7 @@ def test_repeated_stretches_are_cut_from_all_but_the_first(tmp_path, parts):
   documents, _, made = cleaned(tmp_path, texts, "repeated_substrings(tokens=50)", parts)
   assert documents[0].text == texts[0]
   assert [d.text for d in documents[1:]] == [t.replace(f"{planted}\n", "") for t in texts[1:]]
-  assert made.funnel[-1].edited["repeated windows"] > 0
+  assert made.funnel[-1].edited["repeated windows found"] > 0
 
 
 def test_documents_of_mostly_repeated_stretches_go_whole(tmp_path):

@@ -197,7 +197,7 @@ def test_rare_reasons_are_folded_and_edits_are_told(workdir):
   summary["data"]["funnel"][2]["dropped"] = {f"reason {i}": 100 - i for i in range(26)}
   text = "".join(Tags(render(Run(workdir, summary, None, {}))).text)
   assert "rarer reasons" in text and "reason 25" in text
-  assert "cut from pages: 16\u00a0252 paragraphs" in text
+  assert "16\u00a0252 paragraphs" in text
   assert "https://docs.invalid/posixpath.html" in text and "kept instead: 37004b416cb0" in text
 
 

@@ -101,7 +101,12 @@ class Duplicates:
         )
       ]
       engines.write_json(f"{out}.gone.json", facts)
-    return {k: v for k, v in found.counts.items() if k != "documents"}
+    return {
+      "pairs compared": found.counts["candidates"],
+      "pairs alike": found.counts["edges"],
+      "clusters": found.counts["clusters"],
+      "members of the largest cluster": found.counts["largest_cluster"],
+    }
 
   def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
     """Drops what goes, with who stays instead and how alike they are."""
@@ -147,7 +152,7 @@ class CommonLines:
     common = keys[total > max(self.fraction * pages, 2)]
     for out in outs:
       np.save(f"{out}.common.npy", common)
-    return {"different lines": len(common)}
+    return {"different lines cut out": len(common)}
 
   def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
     """Cuts them out."""
@@ -186,7 +191,7 @@ class RepeatedParts:
     """Marks the first of each."""
     first = _first([np.load(f"{out}.npy") for out in outs])
     _save_split(outs, first)
-    return {"repeated parts": sum(int((~part).sum()) for part in first)}
+    return {"parts cut out": sum(int((~part).sum()) for part in first)}
 
   def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
     """Cuts the others out."""

@@ -20,7 +20,7 @@ _PAGE_CHARS = 4000
 class Row:
   """One step of the funnel: what was left after it, and what it dropped for which reason.
 
-  `dropped` counts documents; `edited` what was taken out of documents that stayed. `seconds` are
+  `dropped` counts documents; `edited` what else there is to count. `seconds` are
   those of all workers together.
   """
 

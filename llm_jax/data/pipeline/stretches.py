@@ -52,7 +52,7 @@ class RepeatedStretches:
     engines.results(engine, quote, quotes)
     for i, out in enumerate(outs):
       engines.write_json(f"{out}.stretches.json", {"part": i, "repeats": repeats, "quotes": names})
-    return {"repeated windows": sum(result["rows"] for result in found)}
+    return {"repeated windows found": sum(result["rows"] for result in found)}
 
   def apply(self, out: str, documents: Iterable[Document]) -> Iterator[Judged]:
     """Cuts, or drops."""

@@ -5,13 +5,14 @@ about ten microseconds, where a regular expression and a hash per word cost thre
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 LONGEST = 4096  # Characters of a word; a longer run is cut into words of so many.
 
+_CHARS = 1_000_000  # Of the texts that go together.
 _BLOCK = 1 << 18  # Characters hashed at once.
 # Scripts that are written without spaces count a character as a word.
 _UNSPACED = (
@@ -74,6 +75,20 @@ def grams(hashes: np.ndarray, n: int) -> np.ndarray:
     out *= _GROUP
     out += hashes[k : k + count]
   return mix(out)
+
+
+def batches(texts: Sequence[str]) -> Iterator[list[str]]:
+  """Yields `texts` in lists of about a million characters; one text may be longer."""
+  batch: list[str] = []
+  size = 0
+  for text in texts:
+    batch.append(text)
+    size += len(text)
+    if size >= _CHARS:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ candidates are removed unseen, while ours are compared. Broder 1997 for MinHash,
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ BANDS, ROWS = 24, 5
 
 _GROUP = np.uint64(0x9E3779B97F4A7C15)  # Odd, so that multiplying loses nothing.
 _BLOCK = 1 << 14  # 5-grams hashed at once: what is computed for them stays in the cache.
-_CHARS = 1 << 20  # Texts joined for one pass over their words.
+_CHARS = 1 << 20  # A longer text is not split into a list of words.
 _SPACES = re.compile(r"\s+")
 
 
@@ -79,7 +79,7 @@ def shingle_sets(plain: Sequence[str], most_words: int = 0) -> list[np.ndarray]:
   A text of more than `most_words` words (0: no limit) gets an empty set.
   """
   sets = []
-  for part in _batches(plain):
+  for part in words.batches(plain):
     found = words.split(part)
     grams = words.grams(found.hashes, NGRAM)
     for text, a, b in zip(part, found.bounds[:-1].tolist(), found.bounds[1:].tolist(), strict=True):
@@ -142,20 +142,6 @@ def _least(sets: Sequence[np.ndarray]) -> np.ndarray:
       column = least_NH[first:last, h]
       np.minimum(column, np.minimum.reduceat(out, cuts), out=column)
   return least_NH
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-  """Yields `texts` in lists of about _CHARS characters; one text may be longer."""
-  batch: list[str] = []
-  size = 0
-  for text in texts:
-    batch.append(text)
-    size += len(text)
-    if size >= _CHARS:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
 
 
 def _bands(hashes_NH: np.ndarray) -> np.ndarray:

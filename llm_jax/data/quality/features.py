@@ -3,7 +3,7 @@
 N texts, W words of all of them, K passages, Z entries of the sparse matrix [K, BUCKETS].
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,6 @@ BUCKETS = 1 << BITS
 PASSAGE = 256  # Words of a passage, at most.
 KIND = "case-folded words and pairs of words, 1 + log(count), each passage of length 1"
 
-_CHARS = 1 << 20  # Texts joined for one pass over their words.
 _LOGS = (1 + np.log(np.arange(1, 2 * PASSAGE))).astype(np.float32)  # Of the counts 1, 2, ...
 
 
@@ -59,20 +58,6 @@ def features(texts: Sequence[str]) -> Features:
   norms_K = np.sqrt(np.bincount(rows, values * values, len(starts))).astype(np.float32)
   values /= norms_K[rows]
   return Features(values, (keys & np.uint64(BUCKETS - 1)).astype(np.int32), rows, firsts)
-
-
-def batches(texts: Sequence[str]) -> Iterator[list[str]]:
-  """Yields `texts` in lists of about a million characters; one text may be longer."""
-  batch: list[str] = []
-  size = 0
-  for text in texts:
-    batch.append(text)
-    size += len(text)
-    if size >= _CHARS:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
 
 
 def _passages(bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

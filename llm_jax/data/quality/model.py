@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.data import artifacts
-from llm_jax.data.quality.features import BUCKETS, batches, features
+from llm_jax.data import artifacts, words
+from llm_jax.data.quality.features import BUCKETS, features
 from llm_jax.errors import UserError
 
 NAME = "model"
@@ -45,7 +45,7 @@ class Model:
   def logits(self, texts: Sequence[str]) -> np.ndarray:
     """Returns the mean [N] float64 of the logits of each text's passages."""
     parts = [np.zeros(0)]
-    for batch in batches(texts):
+    for batch in words.batches(texts):
       found = features(batch)
       sums_K = np.bincount(
         found.rows, found.values * self.weights[found.columns], int(found.firsts[-1])

@@ -15,7 +15,7 @@ import numpy as np
 from llm_jax.data import words
 from llm_jax.data.dedup import components, signatures
 from llm_jax.data.documents import Document
-from llm_jax.data.quality.features import BITS, BUCKETS, KIND, PASSAGE, batches, features
+from llm_jax.data.quality.features import BITS, BUCKETS, KIND, PASSAGE, features
 from llm_jax.data.quality.model import Model
 from llm_jax.errors import UserError
 
@@ -153,7 +153,9 @@ def _distinct(
 def _parts(data: _Data, seed: int) -> tuple[np.ndarray, int]:
   """Returns the part [N] of each document, and the size of the largest group of near duplicates."""
   size = len(data.texts)
-  bands_NB = np.concatenate([signatures.signatures(b).bands for b in batches(data.texts)] or [])
+  bands_NB = np.concatenate(
+    [signatures.signatures(b).bands for b in words.batches(data.texts)] or []
+  )
   edges = []
   for keys in bands_NB.T:
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
@@ -187,7 +189,7 @@ def _fit(
 
   matrices, owners = [], []
   begin = 0
-  for batch in batches(texts):
+  for batch in words.batches(texts):
     found = features(batch)
     parts_N = np.diff(found.firsts)
     text_K = np.repeat(np.arange(len(batch)), parts_N)

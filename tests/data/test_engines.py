@@ -48,6 +48,13 @@ def test_an_error_keeps_what_was_done(tmp_path, workers):
   assert ran(tmp_path).count(1) == 1
 
 
+def test_a_result_that_is_no_json_is_made_again(tmp_path):
+  (task,) = tasks(tmp_path, [5])
+  pathlib.Path(f"{task.out}.json").write_text('{"squ')
+  with engines.Local() as engine:
+    assert engines.results(engine, square, [task]) == [{"square": 25}]
+
+
 def test_a_result_is_written_whole(tmp_path):
   engines.write_json(tmp_path / "a.json", {"é": [1, None]})
   assert engines.read_json(tmp_path / "a.json") == {"é": [1, None]}

@@ -147,7 +147,8 @@ def _split(cfg: config.Prepare, made: recipe.Made) -> dict[str, int]:
     counts[_split_of(cfg, document)] += 1
   for name, count in counts.items():
     if not count:
-      dropped = ", ".join(f"{row.step} {sum(row.dropped.values())}" for row in made.funnel)
+      losses = {row.step: sum(row.dropped.values()) for row in made.funnel}
+      dropped = ", ".join(f"{n} at {step}" for step, n in losses.items() if n) or "none"
       raise UserError(
         f"{cfg.source}: no document for the {name} split, {sum(counts.values())} kept in all "
         f"(dropped: {dropped}); give more text, another recipe or another config.validation"

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 
+SPLITS = ("train", "validation")
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:

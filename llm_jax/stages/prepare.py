@@ -15,11 +15,10 @@ from typing import Any
 
 from llm_jax import config
 from llm_jax.data import crawl, jsonl, pydocs
-from llm_jax.data.documents import Document, split_of
+from llm_jax.data.documents import SPLITS, Document, split_of
 from llm_jax.data.pipeline import engines, recipe, shards, steps
 from llm_jax.errors import UserError
 
-SPLITS = ("train", "validation")
 _PACKAGES = (
   "warcio trafilatura ftfy xxhash sentencepiece tensorflow-datasets array_record numpy".split()
 )

@@ -7,7 +7,7 @@ import numpy as np
 NEIGHBOURS = 8  # A document meets so many followers in its bucket, besides the first one.
 
 
-def pairs(bands: Iterable[np.ndarray], size: int) -> np.ndarray:
+def pairs(bands: Iterable[np.ndarray], size: int, settled: int = 0) -> np.ndarray:
   """Returns the candidate pairs [P, 2] int64, each (a, b) with a < b, sorted, without repeats.
 
   In a bucket of m documents that share a band's key, each one is paired with the first (a star)
@@ -18,10 +18,12 @@ def pairs(bands: Iterable[np.ndarray], size: int) -> np.ndarray:
     bands: the keys [N] uint64 of each band, rows in canonical order: it decides who meets whom in
       large buckets. Taken one at a time.
     size: N.
+    settled: so many of the first rows are not compared with each other.
   """
   codes = np.zeros(0, np.int64)
   for keys in bands:
-    codes = np.union1d(codes, _of_band(keys, size))
+    found = _of_band(keys, size)
+    codes = np.union1d(codes, found[found % max(size, 1) >= settled])
   a, b = np.divmod(codes, max(size, 1))
   return np.stack([a, b], axis=1)
 

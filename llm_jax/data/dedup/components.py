@@ -29,6 +29,8 @@ def survivors(
   scores: np.ndarray,
   threshold: float,
   similarity: Callable[[int, int], float],
+  cluster: np.ndarray | None = None,
+  settled: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns (removed, kept, score), each [R]: who goes, for whom it goes, how alike they are.
 
@@ -42,12 +44,19 @@ def survivors(
     scores: [E] their similarities.
     threshold: least similarity at which a document goes.
     similarity: exact similarity of a pair (a < b) that is not among `edges`.
+    cluster: [N], what `labels` returns; None: it is worked out.
+    settled: nodes below it stay, whatever they are like.
   """
   removed: list[tuple[int, int, float]] = []
-  for members, near in _clusters(edges, scores):
+  if cluster is None:
+    cluster = labels(edges, int(edges.max(initial=-1)) + 1)
+  for members, near in _clusters(edges, scores, cluster):
     gone: set[int] = set()
     kept: list[int] = []
     for x in members:
+      if x < settled:
+        kept.append(x)
+        continue
       known = near[x]
       rivals = [*kept[:1], *(y for y in known if y not in gone), *kept[1:_TRIES]]
       for y in dict.fromkeys(rivals):
@@ -64,16 +73,14 @@ def survivors(
 
 
 def _clusters(
-  edges: np.ndarray, scores: np.ndarray
+  edges: np.ndarray, scores: np.ndarray, cluster: np.ndarray
 ) -> Iterator[tuple[list[int], dict[int, dict[int, float]]]]:
   """Yields (members, {member: {earlier neighbour: score}}) of each component, one at a time."""
   if not len(edges):
     return
-  nodes, local = np.unique(edges, return_inverse=True)
-  local = local.reshape(edges.shape)
-  label = labels(local, len(nodes))
-  order = np.lexsort((edges[:, 0], edges[:, 1], label[local[:, 0]]))
-  ordered = label[local[order, 0]]
+  label = cluster[edges[:, 0]]
+  order = np.lexsort((edges[:, 0], edges[:, 1], label))
+  ordered = label[order]
   cuts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
   for begin, end in zip(cuts, np.append(cuts[1:], len(order)), strict=True):
     own = order[begin:end]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from llm_jax.data import jsonl
-from llm_jax.data.dedup import records
+from llm_jax.data.dedup import records, verify
 from llm_jax.data.dedup.search import Decision, columns, decide
 from llm_jax.data.dedup.table import Table
 from llm_jax.data.pipeline import engines
-from llm_jax.errors import UserError
+from llm_jax.errors import UserError, nearest
 
 
 def deduplicate(
@@ -24,6 +24,8 @@ def deduplicate(
   out: str | os.PathLike[str],
   workers: int = 1,
   threshold: float = 0.7,
+  measure: str = "jaccard",
+  against: str | os.PathLike[str] = "",
 ) -> dict[str, Any]:
   """Removes duplicates from JSONL files of {"id", "text", ...}; memory holds no texts.
 
@@ -37,7 +39,11 @@ def deduplicate(
     source: a .jsonl or .jsonl.gz file, or a folder of them.
     out: folder for the results.
     workers: processes; the result is the same for any number.
-    threshold: Jaccard similarity of word 5-grams at which one of two documents goes.
+    threshold: similarity of word 5-grams at which one of two documents goes.
+    measure: "jaccard"; or "containment", the part of the one that goes, of pairs that LSH finds
+      alike (a short text within a far longer one is not: see `substrings`).
+    against: another corpus, as `source`: what is in there goes from here. It is only read, and
+      its documents are not compared with each other.
 
   Returns:
     The report: threshold, counts of documents, removals by rule, candidates, edges, clusters.
@@ -45,36 +51,51 @@ def deduplicate(
   Raises:
     UserError: if there is no file, or for the first bad row (file, line, reason).
   """
-  if not 0 < threshold <= 1:
-    raise UserError(f"threshold must be in (0, 1], got {threshold}")
+  check(threshold, measure)
   files, out = _files(source), pathlib.Path(out)
+  others = _files(against) if against else []
   if any((out / "kept").resolve() == file.resolve().parent for file in files):
     raise UserError(f"{source} lies in {out / 'kept'}, which would be replaced: choose another out")
   parts = {file: jsonl.ranges(file) for file in files}
-  with _work(out, files) as work, engines.Local(workers) as engine:
+  made_of = {"threshold": threshold, "measure": measure, "files": _facts(files)}
+  made_of["against"] = _facts(others)
+  with _work(out, made_of) as work, engines.Local(workers) as engine:
     table = columns([part for own in parts.values() for part in own], str(work), engine)
     _check_ids(table, [part for own in parts.values() for part in own])
-    decision = decide(table, str(work), engine, threshold)
+    reference = 0
+    if others:
+      ranges = [part for file in others for part in jsonl.ranges(file)]
+      other = columns(ranges, str(work), engine, "against")
+      reference, table = len(other), Table([*table.shards, *other.shards])
+    decision = decide(table, str(work), engine, threshold, measure, reference)
     (out / "report.json").unlink(missing_ok=True)  # Written last: it marks a complete result.
     _write_kept(out / "kept", files, decision)
-    report = {"threshold": threshold, **decision.counts, **records.write(out, table, decision)}
+    written = records.write(out, table, decision, str(against))
+    report = {"threshold": threshold, "measure": measure, **decision.counts, **written}
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
   return report
 
 
+def check(threshold: float, measure: str) -> None:
+  """Raises UserError unless documents can be compared like this."""
+  if not 0 < threshold <= 1:
+    raise UserError(f"threshold must be in (0, 1], got {threshold}")
+  if measure not in verify.MEASURES:
+    raise UserError(f'measure "{measure}" is unknown{nearest(measure, verify.MEASURES)}')
+
+
 @contextlib.contextmanager
-def _work(out: pathlib.Path, files: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
+def _work(out: pathlib.Path, made_of: dict[str, Any]) -> Iterator[pathlib.Path]:
   """A folder for what is only needed on the way; a killed or interrupted run's is gone on with.
 
   After bad input it goes, and so does what was made for it.
   """
   work, existed, done = out / ".work", out.exists(), False
-  facts = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
   mark = work / "inputs.json"
-  if not mark.exists() or json.loads(mark.read_bytes()) != facts:
+  if not mark.exists() or json.loads(mark.read_bytes()) != made_of:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    engines.write_json(mark, facts)
+    engines.write_json(mark, made_of)
   try:
     yield work
   except UserError:
@@ -87,6 +108,10 @@ def _work(out: pathlib.Path, files: Sequence[pathlib.Path]) -> Iterator[pathlib.
       shutil.rmtree(work, ignore_errors=True)
       if not existed and not any(out.iterdir()):
         out.rmdir()
+
+
+def _facts(files: Sequence[pathlib.Path]) -> list[list[Any]]:
+  return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def _check_ids(table: Table, parts: Sequence[jsonl.Range]) -> None:
@@ -103,7 +128,7 @@ def _write_kept(folder: pathlib.Path, files: Sequence[pathlib.Path], decision: D
   if folder.exists():
     shutil.rmtree(folder)
   folder.mkdir(parents=True)
-  stays = iter((decision.kept == np.arange(len(decision.kept))).tolist())
+  stays = iter((decision.kept == np.arange(len(decision.kept)))[: decision.own].tolist())
   for file in files:
     name = pathlib.Path(file.name.removesuffix(".gz")).with_suffix(".jsonl")
     with open(folder / name, "wb") as sink:

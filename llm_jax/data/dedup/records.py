@@ -12,12 +12,21 @@ from llm_jax.data.dedup.search import Decision
 from llm_jax.data.dedup.table import Table
 
 
-def write(out: pathlib.Path, table: Table, decision: Decision) -> dict[str, Any]:
+def write(
+  out: pathlib.Path, table: Table, decision: Decision, reference: str = ""
+) -> dict[str, Any]:
   """Writes removed.jsonl, edges.jsonl and clusters.jsonl to `out`.
 
   removed.jsonl has {"id", "kept", "score", "rule"} of each document that goes, by id; edges.jsonl
   {"a", "b", "score"} of each verified pair; clusters.jsonl {"cluster", "members"} of all that edges
-  and copies join, the canonical first member first.
+  and copies join, the canonical first member first. A document that goes for one of another corpus
+  has its name as "in".
+
+  Args:
+    out: the folder.
+    table: of the documents.
+    decision: on them.
+    reference: name of the other corpus.
 
   Returns:
     {"kept": documents that stay, "removed": {"exact", "near"}}.
@@ -30,11 +39,12 @@ def write(out: pathlib.Path, table: Table, decision: Decision) -> dict[str, Any]
   ids, kept = table.ids(gone), table.ids(decision.kept[gone])
   exact, scores = decision.exact[gone], decision.scores[gone].tolist()
   rules = np.where(exact, "exact", "near").tolist()
+  others = (decision.kept[gone] >= decision.own).tolist()
   _lines(
     out / "removed.jsonl",
     (
-      {"id": a, "kept": b, "score": score, "rule": rule}
-      for a, b, score, rule in zip(ids, kept, scores, rules, strict=True)
+      {"id": a, "kept": b, "score": score, "rule": rule} | ({"in": reference} if other else {})
+      for a, b, score, rule, other in zip(ids, kept, scores, rules, others, strict=True)
     ),
   )
   edges, scores = decision.edges, decision.edge_scores
@@ -49,13 +59,14 @@ def write(out: pathlib.Path, table: Table, decision: Decision) -> dict[str, Any]
   )
   _lines(out / "clusters.jsonl", _clusters(table, decision, place))
   removed = {"exact": int(exact.sum()), "near": int((~exact).sum())}
-  return {"kept": len(rows) - len(gone), "removed": removed}
+  return {"kept": decision.own - len(gone), "removed": removed}
 
 
 def _clusters(table: Table, decision: Decision, place: np.ndarray) -> Iterator[dict[str, Any]]:
   """Yields {"cluster", "members"}: ids of documents that edges and copies join, first one first."""
   labels = decision.clusters
-  shared = np.flatnonzero(np.bincount(labels, minlength=len(labels))[labels] > 1)
+  sizes, own = (np.bincount(x, minlength=len(labels)) for x in (labels, labels[: decision.own]))
+  shared = np.flatnonzero((sizes[labels] > 1) & (own[labels] > 0))
   first = labels[shared]
   order = shared[np.lexsort((place[shared], shared != first, place[first]))]
   cuts = np.flatnonzero(np.append(True, labels[order][1:] != labels[order][:-1]))[: len(order)]

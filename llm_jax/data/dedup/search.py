@@ -2,32 +2,36 @@
 
 import dataclasses
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from llm_jax.data.dedup import candidates, components, signatures, verify
+from llm_jax.data.dedup import candidates, components, rounds, signatures, verify
 from llm_jax.data.dedup.table import Files, Source, Table, sign
 from llm_jax.data.pipeline import engines
 
 _TASK = 256  # Texts in memory that make a shard.
+# Verified pairs from which clusters are joined in rounds on disk; memory takes 30 bytes for each.
+_IN_MEMORY = 30_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-  """What was found in a table of N rows.
+  """What was found in a table of N rows; those of a reference all stay.
 
   Attributes:
     kept: [N] int64, the row that stays in a row's place; its own if it stays.
-    scores: [N] float64, exact Jaccard similarity to that row; 1 if it stays.
+    scores: [N] float64, exact similarity to that row; 1 if it stays.
     exact: [N] bool, whether a row goes as an exact duplicate, not as a near one.
     edges: [E, 2] int64, verified pairs; a row with exact copies stands for them all.
     edge_scores: [E] float64.
     clusters: [N] int64, the first row, in canonical order, of the cluster that a row is in: what
       edges and copies join.
     counts: how many documents, candidates, edges, clusters there were.
+    own: how many of the first rows are no reference.
   """
 
   kept: np.ndarray
@@ -37,6 +41,7 @@ class Decision:
   edge_scores: np.ndarray
   clusters: np.ndarray
   counts: dict[str, int]
+  own: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,31 +116,58 @@ def find(
   )
 
 
-def columns(sources: Sequence[Source], work: str, engine: engines.Engine) -> Table:
-  """Writes the columns of every shard to `work`, and opens them."""
-  outs = engines.names(pathlib.Path(work) / "sign", len(sources))
+def columns(
+  sources: Sequence[Source], work: str, engine: engines.Engine, name: str = "sign"
+) -> Table:
+  """Writes the columns of every shard to `work`/`name`, and opens them."""
+  outs = engines.names(pathlib.Path(work) / name, len(sources))
   tasks = [engines.Task(out, (source,)) for out, source in zip(outs, sources, strict=True)]
   engines.results(engine, sign, tasks)
   return Table(outs)
 
 
-def decide(table: Table, work: str, engine: engines.Engine, threshold: float) -> Decision:
+def decide(
+  table: Table,
+  work: str,
+  engine: engines.Engine,
+  threshold: float,
+  measure: str = "jaccard",
+  reference: int = 0,
+  in_memory: int = _IN_MEMORY,
+) -> Decision:
   """Decides which rows of `table` stay; the same whatever their order and the engine.
 
   Of two duplicates the longer text stays, then the one of the smaller id.
+
+  Args:
+    table: of all documents.
+    work: folder for what is needed on the way.
+    engine: runs the comparisons.
+    threshold: similarity from which one of two goes.
+    measure: one of `verify.MEASURES`; of "containment" it is the part of the one that goes.
+    reference: so many of the last rows are of another corpus: they stay, come before all others,
+      and are not compared with each other.
+    in_memory: from so many verified pairs on clusters are joined in rounds (rounds.py).
   """
   # From here on a document is its canonical rank, so that the input's order cannot matter.
-  order = np.lexsort((*table.keys.T[::-1], -table.lengths))
+  own = np.arange(len(table)) < len(table) - reference
+  order = np.lexsort((*table.keys.T[::-1], -table.lengths, own))
   copy_of = _copies(table.digests[order])
   first = np.flatnonzero((copy_of == np.arange(len(order))) & (table.sizes[order] > 0))
   bands = (table.band(b)[order[first]] for b in range(signatures.BANDS))
-  pairs = first[candidates.pairs(bands, len(first))]
-  likely = verify.possible(pairs, table.sizes[order], threshold)
-  scores = _similarities(order[likely], table, work, engine)
+  settled = int(np.searchsorted(first, reference))
+  pairs = first[candidates.pairs(bands, len(first), settled)]
+  likely = verify.possible(pairs, table.sizes[order], threshold, measure)
+  scores = _similarities(order[likely], table, work, engine, measure)
   edges, scores = likely[scores >= threshold], scores[scores >= threshold]
+  if len(edges) < in_memory:
+    cluster = components.labels(edges, len(order))
+  else:
+    cluster = _labels_in_rounds(edges, len(order), work, engine)
   with Files([f"{shard}.grams" for shard in table.shards]) as files:
-    near = components.survivors(edges, scores, threshold, _similarity(table, order, files))
-  return _decision(order, copy_of, pairs, edges, scores, near)
+    similarity = _similarity(table, order, files, measure)
+    near = components.survivors(edges, scores, threshold, similarity, cluster, reference)
+  return _decision(order, copy_of, pairs, edges, scores, near, cluster, reference)
 
 
 def _copies(digests: np.ndarray) -> np.ndarray:
@@ -149,21 +181,52 @@ def _copies(digests: np.ndarray) -> np.ndarray:
   return out
 
 
-def _similarities(pairs: np.ndarray, table: Table, work: str, engine: engines.Engine) -> np.ndarray:
-  tasks = verify.tasks(pairs, table, str(pathlib.Path(work) / "verify"))
+def _similarities(
+  pairs: np.ndarray, table: Table, work: str, engine: engines.Engine, measure: str
+) -> np.ndarray:
+  tasks = verify.tasks(pairs, table, str(pathlib.Path(work) / "verify"), measure)
   engines.results(engine, verify.similarities, tasks)
   return np.concatenate([np.zeros(0), *(np.load(f"{task.out}.npy") for task in tasks)])
 
 
-def _similarity(table: Table, order: np.ndarray, files: Files) -> Callable[[int, int], float]:
+def _similarity(
+  table: Table, order: np.ndarray, files: Files, measure: str
+) -> Callable[[int, int], float]:
   def similarity(a: int, b: int) -> float:
     first, second = table.places(order[[a, b]]).tolist()
-    return verify.jaccard(verify.read(files, first), verify.read(files, second))
+    return verify.MEASURES[measure](verify.read(files, first), verify.read(files, second))
 
   return similarity
 
 
-def _decision(order, copy_of, pairs, edges, edge_scores, near) -> Decision:
+def _labels_in_rounds(
+  edges: np.ndarray, size: int, work: str, engine: engines.Engine
+) -> np.ndarray:
+  """As `components.labels`, by tasks on disk that each hold a part of the nodes."""
+  folder = pathlib.Path(work) / "rounds"
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir()
+  np.save(folder / "edges.npy", edges)
+
+  def run(step: Callable[[rounds.Task], None], tasks: Iterable[rounds.Task]) -> list[Any]:
+    own = [engines.Task(f"{task.out}.done", (step, task)) for task in tasks]
+    return engines.results(engine, _round, own)
+
+  found = rounds.components([folder / "edges.npy"], folder / "stars", run=run)
+  node, label = found.labels().T
+  labels = np.arange(size)
+  labels[node] = label
+  shutil.rmtree(folder)
+  return labels
+
+
+def _round(out: str, step: Callable[[rounds.Task], None], task: rounds.Task) -> engines.Result:
+  """A task: a step of a round; its files are where `task` says."""
+  step(task)
+  return {"of": task.out}
+
+
+def _decision(order, copy_of, pairs, edges, edge_scores, near, cluster, reference: int) -> Decision:
   size = len(order)
   kept, scores = copy_of.copy(), np.ones(size)
   removed, survivor, score = near
@@ -171,12 +234,14 @@ def _decision(order, copy_of, pairs, edges, edge_scores, near) -> Decision:
   # A copy has its original's 5-grams, hence its similarity, and goes where that one goes.
   kept, scores = kept[copy_of], scores[copy_of]
   exact = (copy_of != np.arange(size)) & (kept == copy_of)
-  cluster = components.labels(edges, size)[copy_of]
+  # References come first in canonical order.
+  kept[:reference], scores[:reference], exact[:reference] = np.arange(reference), 1, False
+  cluster = cluster[copy_of]
   sizes = np.unique(cluster[np.unique(edges)], return_counts=True)[1]
   back = np.empty(size, np.int64)
   back[order] = np.arange(size)
   counts = {
-    "documents": size,
+    "documents": size - reference,
     "candidates": len(pairs),
     "edges": len(edges),
     "clusters": len(sizes),
@@ -190,4 +255,5 @@ def _decision(order, copy_of, pairs, edges, edge_scores, near) -> Decision:
     edge_scores,
     order[cluster][back],
     counts,
+    size - reference,
   )

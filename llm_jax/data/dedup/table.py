@@ -8,7 +8,7 @@ their texts.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from llm_jax.data.pipeline.engines import Result
 
 Id = str | int
 Source = jsonl.Range | tuple[Sequence[str], Sequence[str]]  # Or (texts, ids) in memory.
+Named = tuple[Id, str]  # A document's id and text.
 
 # Words from which a text is compared by its hash alone: its 5-grams would fill a worker's memory,
 # and one that long has a part in common with everything (a dump, a log).
@@ -28,7 +29,12 @@ _ID_WORDS = 4  # An id's first 32 bytes decide its place; longer ones go on by h
 
 
 def sign(out: str, source: Source) -> Result:
-  """A task: writes the columns of one shard beside `out`.
+  """A task: writes the columns of one shard beside `out`, as `write_columns`."""
+  return {"documents": write_columns(out, _documents(source))}
+
+
+def write_columns(out: str, documents: Iterable[Named]) -> int:
+  """Writes the columns of documents beside `out`; returns how many there are.
 
   Files: .digests.npy [n, 2] uint64, .sizes.npy [n] int64 (5-grams, 0 for a text of more than
   LONGEST words), .lengths.npy [n] int64 (characters), .keys.npy [n, 5] uint64 (the order of ids),
@@ -43,7 +49,7 @@ def sign(out: str, source: Source) -> Result:
     open(f"{out}.grams", "wb") as grams,
     open(f"{out}.ids", "wb") as ids,
   ):
-    for names, texts in _blocks(source):
+    for names, texts in _blocks(documents):
       plain = [signatures.normalise(text) for text in texts]
       sets = signatures.shingle_sets(plain, LONGEST)
       signed = signatures.of_sets(plain, sets)
@@ -63,7 +69,7 @@ def sign(out: str, source: Source) -> Result:
   for name, parts in columns.items():
     whole = np.concatenate(parts)
     np.save(f"{out}.{name}.npy", np.ascontiguousarray(whole.T) if name == "bands" else whole)
-  return {"documents": len(whole)}
+  return len(whole)
 
 
 class Table:
@@ -163,12 +169,12 @@ _BLANKS = {
 }
 
 
-def _blocks(source: Source) -> Iterator[tuple[list[Id], list[str]]]:
+def _blocks(documents: Iterable[Named]) -> Iterator[tuple[list[Id], list[str]]]:
   """Yields (ids, texts) of about _BLOCK characters."""
   names: list[Id] = []
   texts: list[str] = []
   size = 0
-  for name, text in _documents(source):
+  for name, text in documents:
     names.append(name)
     texts.append(text)
     size += len(text)
@@ -179,7 +185,7 @@ def _blocks(source: Source) -> Iterator[tuple[list[Id], list[str]]]:
     yield names, texts
 
 
-def _documents(source: Source) -> Iterator[tuple[Id, str]]:
+def _documents(source: Source) -> Iterator[Named]:
   if not isinstance(source, jsonl.Range):
     yield from zip(source[1], source[0], strict=True)
     return

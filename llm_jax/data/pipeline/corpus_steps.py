@@ -8,6 +8,7 @@ files, so every engine runs them. N documents of a shard, M of all.
 
 import dataclasses
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -15,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from llm_jax.data import dedup, jsonl
+from llm_jax.data import crawl, dedup, jsonl
 from llm_jax.data.dedup import records, table
-from llm_jax.data.documents import Document
-from llm_jax.data.pipeline import engines, shards
+from llm_jax.data.documents import SPLITS, Document
+from llm_jax.data.pipeline import engines, inputs, shards
+from llm_jax.errors import UserError
 
 # (document, None) stays, perhaps edited; (document, facts) goes, with {"reason", ...}.
 Judged = tuple[Document, dict[str, Any] | None]
@@ -71,11 +73,15 @@ class Duplicates:
   """Exact and near duplicates: what LSH proposes and exact comparison confirms goes.
 
   Attributes:
-    threshold: Jaccard similarity of word 5-grams from which one of two documents goes; above 1
-      only exact duplicates go.
+    threshold: similarity of word 5-grams from which one of two documents goes; above 1 only exact
+      duplicates go.
+    measure: "jaccard" or "containment" (dedup/verify.py).
+    against: another corpus, whose documents go from this one, and stay there.
   """
 
   threshold: float
+  measure: str = "jaccard"
+  against: str = ""
 
   def features(self, out: str, path: str) -> None:
     """Writes the columns of `dedup.table`."""
@@ -83,20 +89,22 @@ class Duplicates:
 
   def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
     """Writes who goes for whom."""
-    columns = table.Table(outs)
-    found = dedup.decide(columns, work, engine, self.threshold)
-    records.write(pathlib.Path(work), columns, found)
-    for out, begin, end in zip(outs, columns.starts[:-1], columns.starts[1:], strict=True):
+    columns, reference = self._table(outs, work, engine)
+    found = dedup.decide(columns, work, engine, self.threshold, self.measure, reference)
+    records.write(pathlib.Path(work), columns, found, self.against)
+    bounds = columns.starts[: len(outs) + 1]
+    for out, begin, end in zip(outs, bounds[:-1], bounds[1:], strict=True):
       rows = np.arange(begin, end)
       gone = rows[found.kept[rows] != rows]
       names = columns.ids(found.kept[gone])
       facts = [
-        {"row": row, "kept": name, "score": score, "reason": f"{rule} duplicate"}
-        for row, name, score, rule in zip(
+        {"row": row, "kept": name, "score": score, "reason": f"{rule} duplicate{where}"}
+        for row, name, score, rule, where in zip(
           (gone - begin).tolist(),
           names,
           found.scores[gone].tolist(),
           np.where(found.exact[gone], "exact", "near").tolist(),
+          np.where(found.kept[gone] < found.own, "", f" in {self.against}").tolist(),
           strict=True,
         )
       ]
@@ -113,6 +121,53 @@ class Duplicates:
     facts = {row.pop("row"): row for row in engines.read_json(f"{out}.gone.json")}
     for i, document in enumerate(documents):
       yield document, facts.get(i)
+
+  def _table(self, outs: Sequence[str], work: str, engine: engines.Engine) -> tuple[Any, int]:
+    """The columns of this corpus and of the other, and how many documents the other has."""
+    if not self.against:
+      return table.Table(outs), 0
+    parts = [part for source in sources(self.against) for part in inputs.plan(source)]
+    names = engines.names(pathlib.Path(work) / "against", len(parts))
+    tasks = [engines.Task(name, (part,)) for name, part in zip(names, parts, strict=True)]
+    found = engines.results(engine, reference_columns, tasks)
+    return table.Table([*outs, *names]), sum(result["documents"] for result in found)
+
+
+def sources(corpus: str) -> list[str]:
+  """Returns what `crawl.read` reads of a corpus: itself, or the splits of a prepared run.
+
+  Raises:
+    UserError: if there is nothing to read.
+  """
+  found = [corpus]
+  if not re.match(r"tfds|hf:", corpus) and not pathlib.Path(corpus).exists():
+    raise UserError(f'there is no "{corpus}" to compare with; give a prepared run or a source')
+  if (pathlib.Path(corpus) / "manifest.json").exists():
+    written = next(pathlib.Path(corpus).glob("corpus/*/dataset_info.json"), None)
+    if not written:
+      raise UserError(f"{corpus}: a prepared run without its corpus/; prepare it again")
+    found = [f"tfds_dir:{written.parent}#{split}" for split in SPLITS]
+  for source in found:
+    crawl.files(source)
+  return found
+
+
+def reference_columns(out: str, part: inputs.Part) -> engines.Result:
+  """A task: writes the columns of a part of another corpus.
+
+  Raises:
+    UserError: if it cannot be read, or holds pages that are not extracted.
+  """
+
+  def documents() -> Iterator[tuple[str, str]]:
+    for raw in inputs.read(part):
+      if raw.html:
+        raise UserError(
+          f"{raw.source}: holds HTML pages; prepare them first, and give that run to `against`"
+        )
+      yield raw.id, raw.body
+
+  return {"documents": table.write_columns(out, documents())}
 
 
 @dataclasses.dataclass(frozen=True)

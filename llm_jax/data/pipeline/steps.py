@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from llm_jax import spec
-from llm_jax.data import crawl
+from llm_jax.data import crawl, dedup
 from llm_jax.data.decontaminate import decontaminate, without_overlap
 from llm_jax.data.filters import (
   blocked_urls,
@@ -118,11 +118,19 @@ def extract(html: str, extractor: str = "trafilatura") -> str:
   return crawl.extract(html, extractor)
 
 
-def duplicates(threshold: float = 0.7) -> CorpusStep:
-  """Drops exact and near duplicates: Jaccard similarity of word 5-grams >= `threshold`."""
-  if not 0 < threshold <= 1:
-    raise UserError(f"step duplicates: threshold must be in (0, 1], got {threshold}")
-  return corpus_steps.Duplicates(threshold)
+def duplicates(threshold: float = 0.7, measure: str = "jaccard", against: str = "") -> CorpusStep:
+  """Drops exact and near duplicates: similarity of word 5-grams >= `threshold`.
+
+  `measure` "containment" takes the part of the text that goes instead of Jaccard's. What is in
+  the corpus `against` (a prepared run, or anything that a source can be) goes too.
+  """
+  try:
+    dedup.check(threshold, measure)
+    if against:
+      corpus_steps.sources(against)
+  except UserError as error:
+    raise UserError(f"step duplicates: {error}") from error
+  return corpus_steps.Duplicates(threshold, measure, against)
 
 
 def exact_duplicates() -> CorpusStep:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from llm_jax.data import token_files
-from llm_jax.data.documents import Document, split_of
+from llm_jax.data.documents import SPLITS, Document, split_of
 from llm_jax.data.pipeline import engines, shards
 from llm_jax.data.tokenizer import Tokenizer
 
-SPLITS = ("train", "validation")
 SHOWN = 20  # Sources in the report.
 _KEYS = ("documents", "bytes", "words", "tokens")
 

@@ -41,7 +41,8 @@ def describe(stage: str, cfg: Any) -> str:
   if rows:
     text += "\n\n" + _table([HEADINGS, *rows])
     text += "\nstate: weights, gradients, Adam moments, frozen copies; activations: estimated"
-  return "\n".join([text, *dict.fromkeys(notes)])
+  text = "\n".join([text, *dict.fromkeys(notes)])
+  return "\n\n".join([text, *filter(None, map(_mixture, stages.values()))])
 
 
 def passes(part: config.Stage) -> Passes:
@@ -79,6 +80,24 @@ def _shape(cfg: Any, part: Any) -> tuple[config.Model | None, str]:
   if not saved.exists():
     return None, f"cost unknown, as --config.init={part.init} holds no trained model yet"
   return config.Model(**json.loads(saved.read_text())), ""
+
+
+def _mixture(part: config.Stage) -> str:
+  """What each corpus of a mixture gives in the run.
+
+  Raises:
+    UserError: if one of them is missing or does not fit.
+  """
+  if not isinstance(part, config.Pretrain) or not part.mixture.sources:
+    return ""
+  from llm_jax.data import blend, mixture  # Grain takes its time, and few plans need it.
+
+  own = part.mixture
+  planned = blend.blend(
+    own.sources, own.weights, own.preset, own.max_epochs,
+    steps=part.steps, batch=part.batch, length=part.length, seed=part.seed,
+  )  # fmt: skip
+  return mixture.table(planned.shares)
 
 
 def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:

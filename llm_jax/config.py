@@ -125,11 +125,48 @@ class Prepare:
 
 
 @dataclasses.dataclass
+class Pack:
+  """A prepared corpus to packed rows, once for all runs: any step, on any number of processes."""
+
+  seed: int = 0
+  prepared: str = "runs/quickstart/prepare"
+  length: int = 2048  # Tokens per row.
+  strategy: str = "best_fit"  # best_fit | concat
+  workers: int = 2  # Processes.
+
+
+@dataclasses.dataclass
+class Mixture:
+  """Several corpora in proportions of their tokens; without sources config.prepared alone."""
+
+  sources: tuple[str, ...] = ()  # "name=directory", prepared or packed, all of one tokenizer.
+  weights: tuple[str, ...] = ()  # "web=3, books=1", then maybe "5000: web=1, books=1"; (): by size.
+  preset: str = ""  # gpt3 | llama1 | pile: their weights, for sources of their names.
+  max_epochs: float = 4.0  # Over one source.
+
+
+@dataclasses.dataclass
 class Pretrain(Stage):
-  """Next-token prediction on packed documents."""
+  """Next-token prediction on packed documents.
+
+  The tokenizer and the held-out documents are those of `prepared`.
+  """
 
   loss: str = "cross_entropy()"
+  packing: str = "first_fit"  # first_fit | best_fit | concat: how documents fill rows.
+  mixture: Mixture = field(default_factory=Mixture)
   model: Model = field(default_factory=Model)
+
+  def validate(self) -> None:
+    """Checks what every stage checks, and how rows are packed.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    super().validate()
+    known = ("first_fit", "best_fit", "concat")
+    if self.packing not in known:
+      raise UserError(f'config.packing="{self.packing}" is unknown{nearest(self.packing, known)}')
 
 
 @dataclasses.dataclass

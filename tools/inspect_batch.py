@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data import batches, chat, formats, mixture, packing, records, rows
+from llm_jax.data import batches, blend, chat, formats, mixture, packing, records, rows
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 
@@ -361,10 +361,7 @@ def _weights(text: str, paths: Mapping[str, str]) -> dict[str, float]:
   """
   if not text:
     return dict.fromkeys(paths, 1.0)
-  try:
-    given = {n: float(w) for n, _, w in (part.partition("=") for part in text.split(","))}
-  except ValueError as error:
-    raise UserError(f"--weights={text} must be like web=3,code=1") from error
+  given = blend.parse_weights(text)
   if set(given) != set(paths):
     raise UserError(f"--weights={text} must name the sources: {', '.join(paths)}")
   return {name: given[name] for name in paths}

@@ -1,9 +1,8 @@
 """Several sources in proportions of tokens, none of them repeated more than its cap.
 
-A plan is arithmetic on sizes alone, so it can be read before anything runs; `mixed` carries it out
-document by document. A schedule says row by row which source is read at which step, exactly, and
-may change its weights on the way; `scheduled` carries it out, or `rows.RowStream`. The weights of
-published mixtures are in mixture_presets.py.
+A plan is arithmetic on sizes alone, so it can be read before anything runs. A schedule says row by
+row which source is read at which step, exactly, and may change its weights on the way; `scheduled`
+carries it out, or `rows.RowStream`. The weights of published mixtures are in mixture_presets.py.
 
 Letters: B rows of a step, K sources.
 """
@@ -13,7 +12,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from llm_jax.data import packing, words
@@ -21,7 +19,7 @@ from llm_jax.data.mixture_presets import Preset, preset
 from llm_jax.errors import UserError
 
 __all__ = [
-  "Preset", "Schedule", "ScheduledStream", "Share", "mixed", "plan", "preset", "scheduled", "table",
+  "Preset", "Schedule", "ScheduledStream", "Share", "plan", "preset", "scheduled", "table",
 ]  # fmt: skip
 
 
@@ -101,34 +99,6 @@ def plan(
     )
     for name, weight in weights.items()
   }
-
-
-def mixed(
-  sources: Mapping[str, packing.Chunks], shares: Mapping[str, Share], seed: int = 0
-) -> grain.MapDataset:
-  """Returns the endless mixture of `sources`, for `packing.pack`.
-
-  Grain's mix counts items, a plan counts tokens: a source of long items gets fewer of them. Every
-  source has its own order in each of its epochs. The caps hold as long as no more than the plan's
-  tokens are read.
-
-  Args:
-    sources: what `shares` were planned for; a size is `Chunks.predictions`.
-    shares: from `plan`.
-    seed: of the orders.
-
-  Raises:
-    ValueError: if the names differ.
-  """
-  if set(sources) != set(shares):
-    raise ValueError(f"sources {sorted(sources)} and shares {sorted(shares)} must match")
-  datasets, weights = [], []
-  for i, (name, share) in enumerate(shares.items()):
-    source = sources[name]
-    # Sources of one size would else be read in one and the same order.
-    datasets.append(packing.shuffled(source, seed * len(shares) + i, epochs=-1))
-    weights.append(share.share * len(source) / source.predictions)
-  return grain.MapDataset.mix(datasets, weights)
 
 
 class Schedule:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config, spec
-from llm_jax.data import batches
+from llm_jax.data import batches, blend, mixture
+from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import runs, training
@@ -27,11 +28,8 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   tokenizer = runs.tokenizer(cfg.prepared)
   shape = dataclasses.replace(cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size)
   model = Transformer.from_config(shape)
-  tokens = pathlib.Path(cfg.prepared) / "tokens"
   place = parallel.make(cfg.mesh)
-  feed = loop.IteratorFeed(
-    batches.pack_documents(tokens / "train", cfg.length, cfg.batch, cfg.seed)
-  )
+  feed = loop.IteratorFeed(training_batches(cfg, workdir))
   measure = training.evaluator(
     objectives.next_token(training.decoder_apply(model), token_loss),
     place,
@@ -55,6 +53,44 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   )
 
 
+def training_batches(cfg: config.Pretrain, workdir: str = ""):
+  """This process' endless LM batches, with get_state; a mixture's plan is shown and put on record.
+
+  Raises:
+    UserError: if a source is missing or does not fit the others.
+  """
+  if not cfg.mixture.sources:
+    path = pathlib.Path(cfg.prepared) / "tokens" / "train"
+    return batches.pack_documents(path, cfg.length, cfg.batch, cfg.seed, strategy=cfg.packing)
+  mixed = blended(cfg)
+  if workdir:
+    path = pathlib.Path(workdir) / "mixture.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mixed.describe(), indent=2) + "\n")
+    print(mixture.table(mixed.shares), flush=True)
+  return mixed.stream(cfg.packing, jax.process_index(), jax.process_count())
+
+
+def blended(cfg: config.Pretrain) -> blend.Blend:
+  """What the sources of `cfg.mixture` give in the run, and when.
+
+  Raises:
+    UserError: if a source is missing or does not fit the others.
+  """
+  own = cfg.mixture
+  if blend.tokenizer_of(pathlib.Path(cfg.prepared)) != blend.tokenizer_of(
+    next(iter(blend.named(own.sources).values()))
+  ):
+    raise UserError(
+      f"config.prepared={cfg.prepared} has another tokenizer than {own.sources[0]}: it gives the "
+      "tokenizer and the held-out documents, set it to one of the sources"
+    )
+  return blend.blend(
+    own.sources, own.weights, own.preset, own.max_epochs,
+    steps=cfg.steps, batch=cfg.batch, length=cfg.length, seed=cfg.seed,
+  )  # fmt: skip
+
+
 def validation_batches(cfg: config.Stage, limit: int = 0):
   """The held-out documents, packed once in order; at most `limit` batches if it is not 0."""
   path = pathlib.Path(cfg.prepared) / "tokens" / "validation"
@@ -62,11 +98,10 @@ def validation_batches(cfg: config.Stage, limit: int = 0):
   return itertools.islice(stream, limit or None)
 
 
-def tokens_seen(cfg: config.Pretrain, prepared: str, seed: int) -> int:
+def tokens_seen(cfg: config.Pretrain) -> int:
   """Targets that a run of `cfg` is trained on, padding not counted."""
-  path = pathlib.Path(prepared) / "tokens" / "train"
-  stream = batches.pack_documents(path, cfg.length, cfg.batch, seed)
-  return int(sum(batch["mask"].sum() for batch in itertools.islice(stream, cfg.steps)))
+  stream = itertools.islice(training_batches(cfg), cfg.steps)
+  return int(sum(batch["mask"].sum() for batch in stream))
 
 
 def tokens_per_byte(prepared: str) -> float:

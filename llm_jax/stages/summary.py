@@ -1,5 +1,6 @@
 """summary.json: every figure of a pipeline, collected from its stages, and the checks on them."""
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -76,7 +77,9 @@ def _pretrain(cfg: config.Pipeline, root: pathlib.Path) -> dict[str, float]:
   measured = evaluate.bits_per_byte(root)
   return {
     "parameters": count_parameters(base.params),
-    "tokens": pretrain.tokens_seen(cfg.pretrain, str(root / "prepare"), cfg.seed),
+    "tokens": pretrain.tokens_seen(
+      dataclasses.replace(cfg.pretrain, prepared=str(root / "prepare"), seed=cfg.seed)
+    ),
     "bits_per_byte": measured,
     "unigram_bits_per_byte": unigram,
     "reduction": 1 - measured / unigram,

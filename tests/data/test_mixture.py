@@ -1,6 +1,5 @@
 """Mixtures: shares of tokens, epoch caps, and streams that follow the plan."""
 
-import collections
 import json
 
 import numpy as np
@@ -84,39 +83,6 @@ def chunks(tmp_path):
     packing.write_tokens(tmp_path / name, documents)
     out[name] = packing.Chunks(packing.TokenSource(tmp_path / name), 64)
   return out
-
-
-def test_mixed_stream_has_the_planned_tokens(chunks):
-  sizes = {name: source.predictions for name, source in chunks.items()}
-  assert sizes == {"long": 5900, "short": 15_000}
-  shares = mixture.plan(sizes, {"long": 1, "short": 3}, 20_000)
-  stream = packing.pack(mixture.mixed(chunks, shares, seed=1), 64, 8)
-  seen = collections.Counter()
-  while sum(seen.values()) < 20_000:
-    batch = next(stream)
-    seen.update(batch["targets"][batch["mask"] > 0].tolist())
-  total = sum(seen.values())
-  np.testing.assert_allclose(seen[10] / total, 0.25, atol=0.02)
-  np.testing.assert_allclose(seen[100] / total, 0.75, atol=0.02)
-
-
-def test_mixed_stream_resumes(chunks):
-  sizes = {name: source.predictions for name, source in chunks.items()}
-  shares = mixture.plan(sizes, {"long": 1, "short": 1}, 10_000)
-  streams = [packing.pack(mixture.mixed(chunks, shares), 64, 8) for _ in range(2)]
-  for _ in range(5):
-    next(streams[0])
-  streams[1].set_state(streams[0].get_state())
-  for _ in range(10):
-    left, right = next(streams[0]), next(streams[1])
-    for name in left:
-      np.testing.assert_array_equal(left[name], right[name])
-
-
-def test_names_must_match(chunks):
-  shares = mixture.plan({"other": 10}, {"other": 1}, 5)
-  with pytest.raises(ValueError, match="must match"):
-    mixture.mixed(chunks, shares)
 
 
 def test_table_shows_effective_epochs():

@@ -359,3 +359,17 @@ def test_what_cannot_be_exported_exactly_is_refused(tmp_path, options, why):
   assert not (tmp_path / "out").exists()
   with pytest.raises(UserError, match="another folder"):
     tokenizer_export.export(tokenizer, tmp_path / "t")
+
+
+@pytest.mark.parametrize("given", ["run", "run/tokenizer", "run/tokenizer/tokenizer.model"])
+def test_a_tokenizer_of_ours_is_copied_as_it_is(tmp_path, given):
+  texts = ["a tokenizer of ours\n  is copied to the bit", "as another corpus is to have it"]
+  first = tokenizer_lib.train(texts, tmp_path / "run" / "tokenizer", 300)
+  second = tokenizer_files.adopt(tmp_path / given, tmp_path / "copy")
+  assert second.encode(texts[0]) == first.encode(texts[0])
+  for file in (tmp_path / "run" / "tokenizer").iterdir():
+    assert file.read_bytes() == (tmp_path / "copy" / file.name).read_bytes()
+  with pytest.raises(UserError, match="cannot be named anew"):
+    tokenizer_files.adopt(tmp_path / given, tmp_path / "other", {"eos": "</s>"})
+  with pytest.raises(UserError, match="would be overwritten"):
+    tokenizer_files.adopt(tmp_path / given, tmp_path / "run" / "tokenizer")

@@ -176,7 +176,7 @@ def test_packed_rows_and_conversations_are_shown(folder, capsys):
     (["--tokens=none"], "no token file none"),
     (["--tokens=a=x/t", "--tokens=a=y/t"], "one name"),
     (["--tokens=a=x", "--weights=b=1"], "must name the sources: a"),
-    (["--tokens=a=x", "--weights=a=much"], "like web=3,code=1"),
+    (["--tokens=a=x", "--weights=a=much"], 'like "web=3, books=1"'),
     (["--chat=none.jsonl"], "none.jsonl"),
     (["--tokens=x", "--rows=0"], "--rows >= 1"),
     (["--tokens=x", "--tokenizer=none"], "no tokenizer in none"),

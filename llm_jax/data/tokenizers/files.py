@@ -4,6 +4,7 @@ A directory holds tokenizer.json, which says what it is (kind, ids of the specia
 and the model: tokenizer.model of SentencePiece, or huggingface.json.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -110,7 +111,8 @@ def adopt(
 
   Args:
     source: a SentencePiece `.model`, a tokenizer.json of Hugging Face (BPE or unigram; needs the
-      package `tokenizers`), or a folder with one of the two.
+      package `tokenizers`), or a folder with one of the two. What is ours already, a tokenizer's
+      folder or a prepared run, is copied as it is.
     directory: gets the model and our tokenizer.json.
     specials: name ("pad", "bos", "eos", "system", "user", "assistant", "end") -> token.
 
@@ -118,11 +120,19 @@ def adopt(
     UserError: if the source is missing, damaged or of another kind, a token of `specials` does not
       exist, or nothing tells the eos.
   """
-  path, directory = _source(pathlib.Path(source)), pathlib.Path(directory)
+  directory, own = pathlib.Path(directory), _own(pathlib.Path(source))
+  path = own / _META if own else _source(pathlib.Path(source))
   if directory.resolve() == path.parent.resolve():
     raise UserError(
       f"{directory} holds the source, which would be overwritten: name another folder"
     )
+  if own:
+    if specials:
+      raise UserError(f"{own} is ours already: its special tokens cannot be named anew")
+    made, meta = load(own), json.loads(path.read_text(encoding="utf-8"))
+    name = _HUGGINGFACE if meta["kind"] == _HF else _MODEL
+    _write(directory, name, (own / name).read_bytes(), meta)
+    return made
   named = _configured(path.parent) | dict(specials or {})
   unknown = set(named) - set(_NAMES)
   if unknown:
@@ -198,6 +208,16 @@ def _special_ids(
   if len(set(turns)) < len(turns):
     raise UserError(f"{path}: the turn markers must be different tokens, got {dict(named)}")
   return {name: ids[name] for name in SPECIAL}, added
+
+
+def _own(source: pathlib.Path) -> pathlib.Path | None:
+  """Returns the folder of a tokenizer that is ours already, if the source is or holds one."""
+  whole = [source.parent] if source.name in (_META, _MODEL) else [source, source / "tokenizer"]
+  for folder in whole:
+    with contextlib.suppress(OSError, ValueError):
+      if "sha256" in json.loads((folder / _META).read_text(encoding="utf-8")):
+        return folder
+  return None
 
 
 def _source(path: pathlib.Path) -> pathlib.Path:

@@ -80,3 +80,20 @@ def test_beam_runs_the_same_tasks(tmp_path):
     again = engines.results(engine, square, tasks(tmp_path, [3, 1, 2]))
   assert found == again == [{"square": 9}, {"square": 1}, {"square": 4}]
   assert ran(tmp_path) == [1, 2, 3]
+
+
+def test_a_job_service_runs_the_same_tasks(tmp_path):
+  """The protocol of Flink's and Spark's runners, spoken with Beam's own local service."""
+  pytest.importorskip("apache_beam", reason="the extra `beam` is not installed")
+  from apache_beam.runners.portability import local_job_service
+
+  service = local_job_service.LocalJobServicer(str(tmp_path / "staging"))
+  port = service.start_grpc_server(0)
+  words = (f"--job_endpoint=localhost:{port}", "--environment_type=LOOPBACK")
+  try:
+    with engines.make("beam", beam_runner="PortableRunner", beam_options=words) as engine:
+      found = engines.results(engine, square, tasks(tmp_path, [3, 1, 2]))
+  finally:
+    service.stop()
+  assert found == [{"square": 9}, {"square": 1}, {"square": 4}]
+  assert ran(tmp_path) == [1, 2, 3]

@@ -15,10 +15,10 @@ def get_config() -> config.Dpo:
   # be about style, and the log-ratios would run away from what the model can say. The second term
   # (Pang et al. 2024, arXiv:2404.19733) keeps the answers' form: without it fewer of them end.
   cfg.kinds = "sft_sample"
-  cfg.steps = 125
+  cfg.steps = 160
   cfg.batch = 32
   cfg.length = 72
-  cfg.eval_every = 125
+  cfg.eval_every = 160
   cfg.optimizer.lr = 2e-4
   cfg.optimizer.warmup = 10
   return cfg

@@ -11,5 +11,5 @@ def get_config() -> config.Evaluate:
   """Returns the default of `experiments.evaluate`."""
   cfg = config.Evaluate()
   cfg.questions = 400
-  cfg.samples = 3
+  cfg.samples = 4
   return cfg

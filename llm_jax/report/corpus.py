@@ -9,11 +9,13 @@ from llm_jax.report.markup import (
   branch,
   clip,
   count,
+  details,
   el,
   join,
   missing,
   number,
   percent,
+  real,
   rows,
   section,
   size,
@@ -25,6 +27,7 @@ LEAD = (
   "that stands far above the others: each of them is a reason to look at the recipe again."
 )
 PHRASES = 12  # Rows of a table of phrases.
+SAMPLE = 400  # Characters of a duplicate.
 
 
 def corpus(summary: dict[str, Any]) -> Html:
@@ -32,16 +35,13 @@ def corpus(summary: dict[str, Any]) -> Html:
   found = branch(summary, "data.statistics")
   if not found:
     return section("corpus", "The corpus", LEAD, missing("data.statistics"))
-  return section("corpus", "The corpus", LEAD, *blocks(found))
-
-
-def blocks(found: dict[str, Any]) -> list[Html]:
-  """The tables of a corpus's statistics."""
   parts = [el("h3", "Length of documents"), _lengths(rows(found, "lengths"))]
   parts += [el("h3", "Sources"), _sources(found)]
   parts += [el("h3", "Languages of a sample"), _languages(rows(found, "languages"))]
   parts += [el("h3", "Most frequent phrases"), _phrases(branch(found, "grams"))]
-  return parts
+  duplicates = rows(summary, "data.duplicates")
+  parts += [el("h3", "Duplicates"), *map(_duplicates, duplicates)] if duplicates else []
+  return section("corpus", "The corpus", LEAD, *parts)
 
 
 def _lengths(lengths: list[dict[str, Any]]) -> Html:
@@ -84,3 +84,28 @@ def _phrases(grams: dict[str, Any]) -> Html:
     head = "One word" if n == "1" else f"{n} words"
     sides.append(el("div", table((head, "Times"), body)))
   return el("div", *sides, cls="sides")
+
+
+def _duplicates(found: dict[str, Any]) -> Html:
+  """Sizes of the clusters that a step found, and the largest of them."""
+  clusters, members = (count(found.get(name)) for name in ("clusters", "documents"))
+  head = el("p", f"{clusters} clusters of {members} documents in {clip(found.get('step'), 80)}")
+  sizes = rows(found, "sizes")
+  most = max((number(row.get("clusters")) or 0 for row in sizes), default=0)
+  body = []
+  for row in sizes:
+    low, n = int(number(row.get("members")) or 0), number(row.get("clusters")) or 0
+    label = f"{count(low)} to {count(2 * low - 1)}" if low > 1 else "1"
+    body.append((label, bar(n / most if most else None, count(n))))
+  largest = (_cluster(row) for row in rows(found, "largest"))
+  return join((head, table(("Members", "Clusters"), body), el("div", *largest, cls="reasons")))
+
+
+def _cluster(found: dict[str, Any]) -> Html:
+  parts = []
+  for row in rows(found, "dropped"):
+    facts = f"{row.get('reason')}, similarity {real(row.get('score'))}; {row.get('kept')} stays"
+    parts += [el("p", el("code", clip(row.get("id"), 120)), f": {facts}")]
+    parts += [el("pre", clip(row.get("sample"), SAMPLE))]
+  head = el("span", el("b", clip(found.get("cluster"), 80)), cls="why")
+  return details(join((head, f"{count(found.get('members'))} members")), *parts, cls="reason")

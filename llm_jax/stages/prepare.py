@@ -16,7 +16,7 @@ from typing import Any
 from llm_jax import config
 from llm_jax.data import crawl, jsonl, pydocs
 from llm_jax.data.documents import SPLITS, Document, split_of
-from llm_jax.data.pipeline import engines, recipe, shards, steps
+from llm_jax.data.pipeline import clusters, engines, recipe, shards, steps
 from llm_jax.errors import UserError
 
 _PACKAGES = (
@@ -96,6 +96,9 @@ def _build(
     "seed": cfg.seed,
     "funnel": _funnel(made, coder, tokens, size),
     "drop_samples": recipe.samples(drop for path in made.drops for drop in _rows(path)),
+    "duplicates": clusters.describe(
+      made.records, (drop for path in made.drops for drop in _rows(path))
+    ),
     "before_after": made.before_after,
     "tokenizer": {
       "vocab_size": coder.vocab_size,

@@ -61,6 +61,7 @@ def build(cfg: config.Pipeline, root: pathlib.Path, clock) -> dict[str, Any]:
       "tokenizer": manifest["tokenizer"],
       "splits": manifest["splits"],
       "statistics": manifest["statistics"],
+      "duplicates": manifest.get("duplicates", []),
       "questions": manifest.get("questions", {}),
     },
     "pretrain": _pretrain(cfg, root),

@@ -92,6 +92,13 @@ def _data() -> dict:
     "tokenizer": {"vocab_size": 4096, "bytes_per_token": 3.36},
     "splits": {"train": {"documents": 10921, "bytes": 16.3e6, "tokens": 4_861_902},
                "validation": {"documents": 571, "bytes": 0.87e6, "tokens": 258_442}},
+    "duplicates": [{
+      "step": "duplicates(threshold=0.8)", "clusters": 31, "documents": 70,
+      "sizes": [{"members": 2, "clusters": 29}, {"members": 4, "clusters": 2}],
+      "largest": [{"cluster": "posixpath", "members": 5, "dropped": [
+        {"id": "ntpath", "kept": "posixpath", "score": 0.93, "reason": "near duplicate",
+         "sample": "Common operations on <Posix> pathnames."}]}],
+    }],
     "statistics": {
       "lengths": [{"words": 1, "documents": 4}, {"words": 64, "documents": 6021}],
       "languages": [{"language": "en", "documents": 198}, {"language": "la", "documents": 2}],

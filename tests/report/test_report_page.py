@@ -234,11 +234,14 @@ def test_the_page_runs_in_a_browser_without_errors(workdir, tmp_path):
 
 def test_a_prepared_corpus_has_a_page_of_its_own(workdir, tmp_path):
   summary = json.loads((workdir / "summary.json").read_text())
-  manifest = {name: summary["data"][name] for name in ("drop_samples", "splits", "statistics")}
+  names = ("drop_samples", "splits", "statistics", "duplicates")
+  manifest = {name: summary["data"][name] for name in names}
   manifest["funnel"] = [{"step": "read", "documents": 7, "bytes": 5_000_000, "dropped": {}}]
   (tmp_path / "manifest.json").write_text(json.dumps(manifest))
   (tmp_path / "timing.json").write_text('{"seconds": 9, "steps": {"read": 1.5}}')
   text = report.build(tmp_path).read_text()
   assert "the name of" in text and seconds(1.5) in text
+  assert "31 clusters of 70 documents" in text and "posixpath stays" in text
+  assert "&lt;Posix&gt; pathnames" in text
   assert 'id="corpus"' in text and 'href="#corpus"' in text
   assert 'id="policies"' not in text and 'href="#policies"' not in text

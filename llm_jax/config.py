@@ -134,6 +134,21 @@ class Pack:
   strategy: str = "best_fit"  # best_fit | concat
   workers: int = 2  # Processes.
 
+  def validate(self) -> None:
+    """Checks the ranges.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    if self.length < 2 or self.workers < 1:
+      raise UserError(
+        "config.length must be at least 2 and config.workers at least 1, got "
+        f"{self.length} and {self.workers}"
+      )
+    if self.strategy not in ("best_fit", "concat"):
+      hint = nearest(self.strategy, ("best_fit", "concat"))
+      raise UserError(f'config.strategy="{self.strategy}" is unknown{hint}')
+
 
 @dataclasses.dataclass
 class Mixture:

@@ -85,7 +85,8 @@ def pair(options: argparse.Namespace) -> Iterator[str]:
     hint = f"; {near[0]} did" if near else ""
     raise UserError(f"{options.found}/removed.jsonl: {options.id} did not go{hint}")
   fact = removed[options.id]
-  yield f"{BOLD}{fact['id']}{END} went, {BOLD}{fact['kept']}{END} stays"
+  where = f" in {fact['in']}" if "in" in fact else ""
+  yield f"{BOLD}{fact['id']}{END} went, {BOLD}{fact['kept']}{END} stays{where}"
   yield f"  {fact['rule']}, similarity {fact['score']:.4f}"
   yield from _beside(fact, _texts(options.source, {options.id, str(fact["kept"])}))
 

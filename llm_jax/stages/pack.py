@@ -1,19 +1,18 @@
 """A prepared corpus to packed rows on disk: read at any step, on any number of processes."""
 
-import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llm_jax import config
 from llm_jax.data import blend, packing, records, rows
-from llm_jax.data.pipeline import engines
+from llm_jax.data.pipeline import aside, engines
 from llm_jax.errors import UserError
 
 _PART = 50_000_000  # Predictions that are packed together; some rows at a part's end are not full.
-_BUILDING = ".building"
 
 
 def run(cfg: config.Pack, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -31,8 +30,10 @@ def run(cfg: config.Pack, workdir: str | pathlib.Path) -> dict[str, Any]:
     print(f"pack: {root} is complete", flush=True)
     return json.loads(done.read_text())
   kind = blend.tokenizer_of(prepared)
-  parts = _parts(records.files(prepared / "tokens" / "train"))
-  with _building(root) as building, engines.Local(cfg.workers) as engine:
+  files = records.files(prepared / "tokens" / "train")
+  parts, made_of = _parts(files), {"tokenizer": kind, "files": aside.facts(files)}
+  made_of["config"] = dataclasses.asdict(cfg) | {"workers": 0}  # They change nothing but the time.
+  with aside.building(root, made_of) as building, engines.Local(cfg.workers) as engine:
     outs = engines.names(building / "rows", len(parts))
     tasks = [
       engines.Task(out, (part, cfg.length, cfg.strategy, cfg.seed))
@@ -86,20 +87,3 @@ def _parts(files: Sequence[pathlib.Path]) -> list[list[str]]:
   if not parts:
     raise UserError(f"{files[0].parent} has no document to pack")
   return list(parts.values())
-
-
-@contextlib.contextmanager
-def _building(root: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder for what is not complete; it stays after a kill, and goes with an error."""
-  building = root / _BUILDING
-  building.mkdir(parents=True, exist_ok=True)
-  done = False
-  try:
-    yield building
-    done = True
-  except UserError:
-    done = True
-    raise
-  finally:
-    if done:
-      shutil.rmtree(building)

@@ -126,7 +126,7 @@ def test_packing_does_not_depend_on_workers_and_goes_on_after_a_kill(
   for other in ("two", "cut"):
     for file in (tmp_path / "one/rows").iterdir():
       assert file.read_bytes() == (tmp_path / other / "rows" / file.name).read_bytes()
-    assert not (tmp_path / other / pack._BUILDING).exists()
+    assert not (tmp_path / other / ".building").exists()
 
 
 def test_rows_are_shared_by_processes_and_documents_are_not(corpora, prepared, tmp_path):

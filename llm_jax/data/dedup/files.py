@@ -1,12 +1,11 @@
 """Duplicates among JSONL files: reads {"id", "text"}, writes who stays and why the others go."""
 
-import contextlib
 import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from llm_jax.data import jsonl
 from llm_jax.data.dedup import records, verify
 from llm_jax.data.dedup.search import Decision, columns, decide
 from llm_jax.data.dedup.table import Table
-from llm_jax.data.pipeline import engines
+from llm_jax.data.pipeline import aside, engines
 from llm_jax.errors import UserError, nearest
 
 
@@ -57,9 +56,9 @@ def deduplicate(
   if any((out / "kept").resolve() == file.resolve().parent for file in files):
     raise UserError(f"{source} lies in {out / 'kept'}, which would be replaced: choose another out")
   parts = {file: jsonl.ranges(file) for file in files}
-  made_of = {"threshold": threshold, "measure": measure, "files": _facts(files)}
-  made_of["against"] = _facts(others)
-  with _work(out, made_of) as work, engines.Local(workers) as engine:
+  made_of = {"threshold": threshold, "measure": measure, "files": aside.facts(files)}
+  made_of["against"] = aside.facts(others)
+  with aside.building(out, made_of, ".work") as work, engines.Local(workers) as engine:
     table = columns([part for own in parts.values() for part in own], str(work), engine)
     _check_ids(table, [part for own in parts.values() for part in own])
     reference = 0
@@ -82,36 +81,6 @@ def check(threshold: float, measure: str) -> None:
     raise UserError(f"threshold must be in (0, 1], got {threshold}")
   if measure not in verify.MEASURES:
     raise UserError(f'measure "{measure}" is unknown{nearest(measure, verify.MEASURES)}')
-
-
-@contextlib.contextmanager
-def _work(out: pathlib.Path, made_of: dict[str, Any]) -> Iterator[pathlib.Path]:
-  """A folder for what is only needed on the way; a killed or interrupted run's is gone on with.
-
-  After bad input it goes, and so does what was made for it.
-  """
-  work, existed, done = out / ".work", out.exists(), False
-  mark = work / "inputs.json"
-  if not mark.exists() or json.loads(mark.read_bytes()) != made_of:
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    engines.write_json(mark, made_of)
-  try:
-    yield work
-  except UserError:
-    done = True
-    raise
-  else:
-    done = True
-  finally:
-    if done:
-      shutil.rmtree(work, ignore_errors=True)
-      if not existed and not any(out.iterdir()):
-        out.rmdir()
-
-
-def _facts(files: Sequence[pathlib.Path]) -> list[list[Any]]:
-  return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
 def _check_ids(table: Table, parts: Sequence[jsonl.Range]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import field
 from llm_jax.errors import UserError, nearest
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(unsafe_hash=True)  # A static argument of compiled functions.
 class Model:
-  """A decoder's shape. 0 means "the usual value", worked out by the model."""
+  """A decoder's shape and its few switches. 0 means "the usual value", worked out by the model."""
 
   vocab_size: int = 0  # 0: the tokenizer's.
   dim: int = 128
@@ -20,13 +20,32 @@ class Model:
   kv_heads: int = 0  # 0: heads. Fewer is grouped-query attention.
   head_dim: int = 0  # 0: dim / heads.
   hidden: int = 0  # 0: 8/3 dim if gated, 4 dim if plain, rounded up to a multiple of 32.
-  max_length: int = 256  # Rows of a learned position table; RoPE has no such limit.
+  max_length: int = 256  # Rows of a learned position table; the other positions have no limit.
   norm: str = "rmsnorm"  # rmsnorm | layernorm
-  position: str = "rope"  # rope | learned
+  norm_eps: float = 0.0  # 0: 1e-6 of an RMSNorm, 1e-5 of a LayerNorm.
+  norm_bias: bool = False  # Of LayerNorms.
+  norm_offset: bool = False  # The scale is 1 + weight (Gemma).
+  post_norm: bool = False  # What attention and MLP return is normed too (Gemma 2 and 3).
+  parallel: str = ""  # "" | one | two: attention and MLP side by side, after one norm or one each.
+  position: str = "rope"  # rope | learned | alibi | relative | none
   rope_theta: float = 10_000.0
-  mlp: str = "gated"  # gated (SwiGLU) | plain (GELU)
-  bias: bool = False
+  rope_local_theta: float = 0.0  # Of layers with a window; 0: rope_theta.
+  rope_fraction: float = 1.0  # Of a head's width that turns.
+  rope_scaling: str = ""  # "llama3(factor=8, low=1, high=4, length=8192)" | "linear(factor=8)"
+  alibi: str = "mpt"  # mpt | falcon: whose slopes.
+  relative_buckets: int = 32  # Of relative distances, up to relative_distance.
+  relative_distance: int = 128
+  windows: tuple[int, ...] = ()  # Tokens that a layer sees, repeated over the layers; 0: all.
+  attention_scale: float = 0.0  # Of scores; 0: 1 / sqrt(head_dim).
+  attention_cap: float = 0.0  # cap tanh(score / cap); 0: none.
+  logit_cap: float = 0.0  # The same of logits.
+  qkv_clip: float = 0.0  # Queries, keys and values stay within; 0: none.
+  qkv_bias: bool = False  # Of these three alone (Qwen 2).
   qk_norm: bool = True
+  mlp: str = "gated"  # gated | plain
+  activation: str = ""  # silu | gelu | gelu_tanh | relu; "": silu if gated, else gelu_tanh.
+  bias: bool = False  # Of attention and MLP.
+  embedding_scale: float = 1.0
   tied: bool = True
   dropout: float = 0.0
   scan: bool = False  # lax.scan over layers: flat compile time, stacked parameters.

@@ -52,12 +52,14 @@ class Outputs(NamedTuple):
     head: [D, V], the output matrix; logits are `hidden @ head` (never materialised for a batch).
     values: [B, T] float32, a critic's values.
     scores: [B] float32, a reward model's scores.
+    logit_cap: logits are cap tanh(logit / cap); 0: as they are.
   """
 
   hidden: jax.Array | None = None
   head: jax.Array | None = None
   values: jax.Array | None = None
   scores: jax.Array | None = None
+  logit_cap: float = 0.0
 
 
 class Apply(Protocol):

@@ -11,8 +11,9 @@ from llm_jax.types import Params
 
 def decoding_model(model: Transformer, params: Params) -> tuple[Transformer, Params]:
   """The same function with unrolled layers: a scan would copy its whole cache at every token."""
-  plain = dataclasses.replace(model, scan=False, remat="none", parent=None, name=None)
-  return plain, unstack(params, model.layers) if model.scan else params
+  cfg = model.cfg
+  plain = model.clone(cfg=dataclasses.replace(cfg, scan=False, remat="none"), parent=None)
+  return plain, unstack(params, cfg.layers) if cfg.scan else params
 
 
 def prompt_places(prompt_mask: jax.Array) -> tuple[jax.Array, jax.Array]:

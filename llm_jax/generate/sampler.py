@@ -98,6 +98,7 @@ def sample(
     top_p=jnp.float32(top_p),
     end_id=jnp.int32(end_id),
     pad_id=jnp.int32(pad_id),
+    cap=model.cfg.logit_cap,
     max_new=max_new,
     samples=samples,
     top_k=top_k,
@@ -142,6 +143,7 @@ class _Setting:
   top_p: jax.Array
   end_id: jax.Array
   pad_id: jax.Array
+  cap: float = flax.struct.field(pytree_node=False)
   max_new: int = flax.struct.field(pytree_node=False)
   samples: int = flax.struct.field(pytree_node=False)
   top_k: int = flax.struct.field(pytree_node=False)
@@ -152,7 +154,7 @@ class _Setting:
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
-  head_DV = model.head(params).astype(jnp.dtype(model.dtype))
+  head_DV = model.head(params).astype(jnp.dtype(model.cfg.dtype))
   positions_CP, segments_CP = prompt_places(prompt_mask)
   prefilled = _prefill(model, params, prompts, positions_CP, segments_CP, setting)
   prompts, positions_BP, segments_BP, hidden_BD, cache = _repeat(
@@ -233,6 +235,8 @@ def _decode(advance: Callable[[_State], _State], state: _State, max_new: int) ->
 def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   """Draws token number `state.step` of every row from its hidden state, and writes it down."""
   logits_BV = jnp.dot(state.hidden, head_DV, preferred_element_type=jnp.float32)
+  if setting.cap:
+    logits_BV = setting.cap * jnp.tanh(logits_BV / setting.cap)
   logits_BV = logits_BV / setting.temperature
   if setting.greedy:
     token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

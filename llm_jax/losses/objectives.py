@@ -286,7 +286,8 @@ def _of(batch: Batch, key: str, who: str = "the objective") -> jax.Array:
 
 def _stats(out: Outputs, batch: Batch, temperature: float) -> TokenStats:
   hidden, head = _need(out, "hidden"), _need(out, "head")
-  return token_stats(hidden, head, batch["targets"], mask=batch["mask"], temperature=temperature)
+  options = {"mask": batch["mask"], "temperature": temperature, "cap": out.logit_cap}
+  return token_stats(hidden, head, batch["targets"], **options)
 
 
 def _masked_sum(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

@@ -33,6 +33,7 @@ def token_stats(
   *,
   mask: jax.Array | None = None,
   temperature: float = 1.0,
+  cap: float = 0.0,
   chunk: int = 512,
 ) -> TokenStats:
   """Statistics of softmax(hidden @ head / temperature), at most `chunk` tokens at a time.
@@ -53,6 +54,7 @@ def token_stats(
     targets: [B, T] int, in [0, V). Positions without a target hold any valid id.
     mask: [B, T], 0 at the tokens that do not count, whose fields are then 0; None: all count.
     temperature: divides the logits, > 0.
+    cap: logits become cap tanh(logit / cap) before that (Gemma 2, arXiv:2408.00118); 0: they stay.
     chunk: tokens whose logits exist at once, over all devices of a mesh: raise it with them.
 
   Returns:
@@ -76,7 +78,7 @@ def token_stats(
     longest = jnp.max(jnp.sum(mask > 0, axis=1, dtype=jnp.int32), initial=0)
     used = -(-longest // -(-length // chunks))
   split = (_split(hidden, chunks), head, _split(targets, chunks), used)
-  fields = [_join(x, length) for x in _stats(*split, float(temperature))]
+  fields = [_join(x, length) for x in _stats(*split, float(temperature), float(cap))]
   if mask is not None:
     back_BT = jnp.argsort(order_BT, axis=1)
     fields = [jnp.where(mask > 0, _take(x, back_BT), 0.0) for x in fields]
@@ -128,9 +130,9 @@ def _each(used: jax.Array, body: Callable, start: Any, xs: Any) -> Any:
   return jax.lax.fori_loop(0, used, step, (start, outputs))
 
 
-def _logits(hidden: jax.Array, head: jax.Array, temperature: float) -> jax.Array:
+def _logits(hidden: jax.Array, head: jax.Array, temperature: float, cap: float) -> jax.Array:
   logits = jnp.einsum("brd,dv->brv", hidden, head, preferred_element_type=jnp.float32)
-  return logits / temperature
+  return (cap * jnp.tanh(logits / cap) if cap else logits) / temperature
 
 
 def _is_target(logits_BRV: jax.Array, targets_BR: jax.Array) -> jax.Array:
@@ -139,13 +141,13 @@ def _is_target(logits_BRV: jax.Array, targets_BR: jax.Array) -> jax.Array:
   return ids_BRV == targets_BR[..., None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _stats(hidden_NBRD, head_DV, targets_NBR, used, temperature):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _stats(hidden_NBRD, head_DV, targets_NBR, used, temperature, cap):
   head_DV = head_DV.astype(hidden_NBRD.dtype)
 
   def body(_, xs):
     hidden_BRD, targets_BR = xs
-    logits_BRV = _logits(hidden_BRD, head_DV, temperature)
+    logits_BRV = _logits(hidden_BRD, head_DV, temperature, cap)
     max_BR = jnp.max(logits_BRV, axis=-1)
     shifted_BRV = logits_BRV - max_BR[..., None]
     exp_BRV = jnp.exp(shifted_BRV)
@@ -158,13 +160,13 @@ def _stats(hidden_NBRD, head_DV, targets_NBR, used, temperature):
   return _each(used, body, (), (hidden_NBRD, targets_NBR))[1]
 
 
-def _forward(hidden, head, targets, used, temperature):
+def _forward(hidden, head, targets, used, temperature, cap):
   hidden, head, targets, used = hidden.value, head.value, targets.value, used.value
-  stats = _stats(hidden, head, targets, used, temperature)
+  stats = _stats(hidden, head, targets, used, temperature, cap)
   return stats, (hidden, head, targets, used, stats.logsumexp, stats.entropy)
 
 
-def _backward(temperature, residuals, cotangents):
+def _backward(temperature, cap, residuals, cotangents):
   hidden_NBRD, head_DV, targets_NBR, used, logsumexp_NBR, entropy_NBR = residuals
   dtype = hidden_NBRD.dtype
   weight = head_DV.astype(dtype)
@@ -173,7 +175,7 @@ def _backward(temperature, residuals, cotangents):
 
   def body(grad_DV, xs):
     hidden_BRD, targets_BR, logsumexp_BR, entropy_BR, (logps_g, logsumexp_g, entropy_g) = xs
-    logits_BRV = _logits(hidden_BRD, weight, temperature)
+    logits_BRV = _logits(hidden_BRD, weight, temperature, cap)
     logp_BRV = logits_BRV - logsumexp_BR[..., None]
     slope_BRV = 0.0  # d loss / d logits = p * slope, plus the target's own term.
     if logps_g is not None:
@@ -185,6 +187,8 @@ def _backward(temperature, residuals, cotangents):
     g_BRV = jnp.exp(logp_BRV) * slope_BRV
     if logps_g is not None:
       g_BRV += jnp.where(_is_target(logits_BRV, targets_BR), logps_g[..., None], 0.0)
+    if cap:  # The slope of tanh, from its value.
+      g_BRV *= 1.0 - jnp.square(logits_BRV * (temperature / cap))
     g_BRV = (g_BRV / temperature).astype(dtype)
     f32 = {"preferred_element_type": jnp.float32}
     grad_BRD = jnp.einsum("brv,dv->brd", g_BRV, weight, **f32)

@@ -88,7 +88,7 @@ class Scorer(nn.Module):
     segments: jax.Array | None = None,
   ) -> jax.Array:
     """[B, T] tokens (and the rest as in `Transformer`) -> scores [B] float32."""
-    head = ScalarHead((self.decoder.dim + 1) ** -0.5, name="head")
+    head = ScalarHead((self.decoder.cfg.dim + 1) ** -0.5, name="head")
     values_BT = head(self.decoder(tokens, positions, segments))
     return last_token(values_BT, jnp.ones_like(tokens) if segments is None else segments)
 

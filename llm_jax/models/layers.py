@@ -1,9 +1,10 @@
-"""The small parts of a decoder: norms, dense layers, rotary positions, feed-forward blocks.
+"""The small parts of a decoder: norms, dense layers, feed-forward blocks.
 
-Shape letters: B batch, T time, M = B T rows, D model width, F hidden width, H heads, K head width.
+Shape letters: B batch, T time, M = B T rows, D model width, F hidden width.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,14 @@ def kernel_init(scale: float = 1.0) -> nn.initializers.Initializer:
   return nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
 
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "silu": nn.silu,
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+  "relu": nn.relu,
+}
+
+
 class Norm(nn.Module):
   """RMSNorm or LayerNorm over the last axis, computed in float32.
 
@@ -33,11 +42,15 @@ class Norm(nn.Module):
     kind: "rmsnorm" or "layernorm".
     bias: whether a LayerNorm has a bias; an RMSNorm has none.
     axis: logical axis of the parameters.
+    eps: what is added to the variance; 0: 1e-6 of an RMSNorm, 1e-5 of a LayerNorm.
+    offset: whether the scale is 1 + weight, the weight starting at 0 (Gemma, arXiv:2403.08295).
   """
 
   kind: str = "rmsnorm"
   bias: bool = False
   axis: str = "norm"
+  eps: float = 0.0
+  offset: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,10 +58,13 @@ class Norm(nn.Module):
     y = x.astype(jnp.float32)
     if self.kind == "layernorm":
       y = y - jnp.mean(y, axis=-1, keepdims=True)
-    eps = 1e-5 if self.kind == "layernorm" else 1e-6
+    usual = 1e-5 if self.kind == "layernorm" else 1e-6
+    eps = self.eps if self.eps else usual
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-    y = y * self.param("scale", ones, (x.shape[-1],), jnp.float32)
+    start = nn.initializers.zeros if self.offset else nn.initializers.ones
+    named = nn.with_logical_partitioning(start, (self.axis,))
+    scale_D = self.param("scale", named, (x.shape[-1],), jnp.float32)
+    y = y * (1.0 + scale_D if self.offset else scale_D)
     if self.kind == "layernorm" and self.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
       y = y + self.param("bias", zeros, (x.shape[-1],), jnp.float32)
@@ -72,12 +88,13 @@ def dense(
 class Mlp(nn.Module):
   """The position-wise feed-forward block.
 
-  gated: (silu(x W_gate) * x W_up) W_down  (SwiGLU; Shazeer 2020, arXiv:2002.05202, eq. 6).
-  plain: gelu(x W_up) W_down, with GPT-2's tanh form of GELU.
+  gated: (act(x W_gate) * x W_up) W_down  (SwiGLU; Shazeer 2020, arXiv:2002.05202, eq. 6).
+  plain: act(x W_up) W_down.
 
   Attributes:
     hidden: F, the inner width.
     kind: "gated" or "plain".
+    activation: one of ACTIVATIONS; "": silu if gated, else GPT-2's tanh form of GELU.
     bias: whether the dense layers have biases.
     out_scale: factor on the initial standard deviation of W_down.
     dtype: compute dtype.
@@ -85,6 +102,7 @@ class Mlp(nn.Module):
 
   hidden: int
   kind: str = "gated"
+  activation: str = ""
   bias: bool = False
   out_scale: float = 1.0
   dtype: str = "float32"
@@ -94,31 +112,13 @@ class Mlp(nn.Module):
     """[B, T, D] -> [B, T, D]."""
     layer = functools.partial(dense, bias=self.bias, dtype=self.dtype)
     x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])  # As in attention: a cheaper backward matmul.
+    usual = "silu" if self.kind == "gated" else "gelu_tanh"
+    act = ACTIVATIONS[self.activation or usual]
     up_MF = layer(self.hidden, ("embed", "mlp"), name="up")(x_MD)
     if self.kind == "gated":
       gate_MF = layer(self.hidden, ("embed", "mlp"), name="gate")(x_MD)
-      up_MF = nn.silu(gate_MF) * up_MF
+      up_MF = act(gate_MF) * up_MF
     else:
-      up_MF = nn.gelu(up_MF, approximate=True)
+      up_MF = act(up_MF)
     down = layer(x_BTD.shape[-1], ("mlp", "embed"), scale=self.out_scale, name="down")
     return down(up_MF).reshape(x_BTD.shape)
-
-
-def rope_table(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of the rotary angles p * theta^(-2i/K), float32 [B, T, 1, K/2] each.
-
-  Su et al. 2021, arXiv:2104.09864, eq. 15.
-  """
-  exponents_K = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions_BT[..., None, None].astype(jnp.float32) * theta**-exponents_K
-  return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Turns the pairs (x_i, x_{i + K/2}) by the angles of `rope_table`.
-
-  The half-split pairing of the public Llama weights; a permutation of the paper's neighbours.
-  """
-  x1, x2 = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
-  return turned.astype(x_BTHK.dtype)

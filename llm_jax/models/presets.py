@@ -22,6 +22,7 @@ def gpt2_124m() -> config.Model:
     heads=12,
     max_length=1024,
     norm="layernorm",
+    norm_bias=True,
     position="learned",
     mlp="plain",
     bias=True,

@@ -1,9 +1,8 @@
-"""One decoder for all published shapes that `config.Model` can describe.
+"""One decoder for all published architectures that `config.Model` can describe.
 
-Shape letters: B batch, T time, D model width, V vocabulary, L layers.
+Shape letters: B batch, T time, S keys, D model width, H heads, V vocabulary, L layers.
 """
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -11,92 +10,105 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import config
-from llm_jax.errors import UserError, nearest
 from llm_jax.models import layers
-from llm_jax.models.attention import Attention, Cache, Context
+from llm_jax.models import positions as places
+from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
+from llm_jax.models.shape import resolve, turning
 from llm_jax.types import Params
-
-_CHOICES = {
-  "norm": ("rmsnorm", "layernorm"),
-  "position": ("rope", "learned"),
-  "mlp": ("gated", "plain"),
-  "remat": ("none", "full", "dots"),
-  "dtype": ("float32", "bfloat16", "float16"),
-}
 
 
 class Block(nn.Module):
-  """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
+  """One layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
-  The attributes are those of `Transformer`, with the zeros worked out.
+  Side by side, as in GPT-J and PaLM, the MLP reads what attention read: x + attention(norm(x)) +
+  mlp(norm(x)), with one norm for both or one each.
+
+  Attributes:
+    cfg: the decoder's shape, its zeros worked out.
   """
 
-  heads: int
-  kv_heads: int
-  head_dim: int
-  hidden: int
-  norm: str
-  mlp: str
-  bias: bool
-  qk_norm: bool
-  dropout: float
-  out_scale: float
-  dtype: str
+  cfg: config.Model
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context, kv=None):
-    """[B, T, D], and this layer's (keys, values) of a cache -> [B, T, D], the updated pair."""
+  def __call__(self, x_BTD: jax.Array, context: Context, kv=None, window=NO_WINDOW):
+    """Runs the layer.
 
-    def drop(y):
-      return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(y)
+    Args:
+      x_BTD: [B, T, D].
+      context: what all layers share.
+      kv: this layer's (keys, values) of a cache, or None.
+      window: tokens that it sees.
 
-    attend = Attention(
-      heads=self.heads,
-      kv_heads=self.kv_heads,
-      head_dim=self.head_dim,
-      bias=self.bias,
-      qk_norm=self.qk_norm,
-      out_scale=self.out_scale,
-      dtype=self.dtype,
+    Returns:
+      [B, T, D], and the updated pair.
+    """
+    cfg = self.cfg
+    normed_BTD = self._norm("attention_norm")(x_BTD)
+    y_BTD, kv = self._attention()(normed_BTD, context, kv, window)
+    y_BTD = self._finish(y_BTD, "attention_post_norm")
+    if not cfg.parallel:
+      x_BTD = x_BTD + y_BTD
+    if cfg.parallel != "one":
+      normed_BTD = self._norm("mlp_norm")(x_BTD)
+    feed = layers.Mlp(
+      cfg.hidden, cfg.mlp, cfg.activation, cfg.bias, self._out_scale, cfg.dtype, name="mlp"
+    )
+    z_BTD = self._finish(feed(normed_BTD), "mlp_post_norm")
+    x_BTD = x_BTD + y_BTD + z_BTD if cfg.parallel else x_BTD + z_BTD
+    return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation")), kv
+
+  @property
+  def _out_scale(self) -> float:
+    return 1 / math.sqrt(2 * self.cfg.layers)
+
+  @nn.nowrap
+  def _norm(self, name: str) -> layers.Norm:
+    return make_norm(self.cfg, name)
+
+  @nn.nowrap
+  def _attention(self) -> Attention:
+    cfg = self.cfg
+    return Attention(
+      heads=cfg.heads,
+      kv_heads=cfg.kv_heads,
+      head_dim=cfg.head_dim,
+      bias=cfg.bias,
+      qkv_bias=cfg.qkv_bias,
+      qk_norm=cfg.qk_norm,
+      norm_eps=cfg.norm_eps,
+      norm_offset=cfg.norm_offset,
+      qkv_clip=cfg.qkv_clip,
+      scale=cfg.attention_scale,
+      cap=cfg.attention_cap,
+      out_scale=self._out_scale,
+      dtype=cfg.dtype,
       name="attention",
     )
-    normed_BTD = layers.Norm(self.norm, self.bias, name="attention_norm")(x_BTD)
-    y_BTD, kv = attend(normed_BTD, context, kv)
-    x_BTD = x_BTD + drop(y_BTD)
-    feed = layers.Mlp(self.hidden, self.mlp, self.bias, self.out_scale, self.dtype, name="mlp")
-    x_BTD = x_BTD + drop(feed(layers.Norm(self.norm, self.bias, name="mlp_norm")(x_BTD)))
-    return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation")), kv
+
+  def _finish(self, y_BTD: jax.Array, name: str) -> jax.Array:
+    """What is done to a branch before it joins the stream."""
+    y_BTD = self._norm(name)(y_BTD) if self.cfg.post_norm else y_BTD
+    return nn.Dropout(self.cfg.dropout, deterministic=not self.has_rng("dropout"))(y_BTD)
+
+
+def make_norm(cfg: config.Model, name: str | None = None) -> layers.Norm:
+  """Returns a norm of the model width as `cfg` has them."""
+  return layers.Norm(cfg.norm, cfg.norm_bias, eps=cfg.norm_eps, offset=cfg.norm_offset, name=name)
 
 
 class Transformer(nn.Module):
-  """A pre-norm decoder. `__call__` gives the hidden states that `head` turns into logits.
+  """A decoder. `__call__` gives the hidden states that `head` turns into logits.
 
   Parameters are float32: `embedding` [V, D], `position_embedding` [max_length, D] if learned,
-  `blocks_0` .. `blocks_{L-1}` (or one stacked `blocks` if scan), `final_norm`, and `lm_head`
-  [D, V] unless tied. Dropout acts where an rng named "dropout" is given.
+  `relative_embedding` [buckets, H] if relative, `blocks_0` .. `blocks_{L-1}` (or one stacked
+  `blocks` if scan), `final_norm`, and `lm_head` [D, V] unless tied. Dropout acts where an rng named
+  "dropout" is given. Make it by `from_config`.
 
-  The attributes are the fields of `config.Model`; 0 means "the usual value".
+  Attributes:
+    cfg: a shape from `shape.resolve`.
   """
 
-  vocab_size: int
-  dim: int = 128
-  layers: int = 4
-  heads: int = 4
-  kv_heads: int = 0
-  head_dim: int = 0
-  hidden: int = 0
-  max_length: int = 256
-  norm: str = "rmsnorm"
-  position: str = "rope"
-  rope_theta: float = 10_000.0
-  mlp: str = "gated"
-  bias: bool = False
-  qk_norm: bool = True
-  tied: bool = True
-  dropout: float = 0.0
-  scan: bool = False
-  remat: str = "none"
-  dtype: str = "float32"
+  cfg: config.Model
 
   @nn.nowrap
   @classmethod
@@ -106,39 +118,29 @@ class Transformer(nn.Module):
     Raises:
       UserError: one line that names the field and the remedy.
     """
-    _check(cfg)
-    return cls(**dataclasses.asdict(cfg))
-
-  @property
-  def head_width(self) -> int:
-    """K, the width of one attention head."""
-    return self.head_dim if self.head_dim else self.dim // self.heads
-
-  @property
-  def key_value_heads(self) -> int:
-    """N, the number of key-value heads."""
-    return self.kv_heads if self.kv_heads else self.heads
-
-  @property
-  def mlp_width(self) -> int:
-    """F, the inner width of the feed-forward block."""
-    usual = 8 * self.dim / 3 if self.mlp == "gated" else 4 * self.dim
-    return self.hidden if self.hidden else math.ceil(usual / 32) * 32
+    return cls(resolve(cfg))
 
   def setup(self) -> None:
     """Declares the parameters that are not a block's."""
-    table = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-    self.embedding = self.param("embedding", table, (self.vocab_size, self.dim), jnp.float32)
-    if self.position == "learned":
-      rows = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("positions", "embed"))
-      shape = (self.max_length, self.dim)
-      self.position_embedding = self.param("position_embedding", rows, shape, jnp.float32)
-    if not self.tied:
+    cfg = self.cfg
+
+    def table(name: str, rows: int, columns: int, axes: tuple[str, str]) -> jax.Array:
+      init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+      return self.param(name, init, (rows, columns), jnp.float32)
+
+    self.embedding = table("embedding", cfg.vocab_size, cfg.dim, ("vocab", "embed"))
+    if cfg.position == "learned":
+      axes = ("positions", "embed")
+      self.position_embedding = table("position_embedding", cfg.max_length, cfg.dim, axes)
+    if cfg.position == "relative":
+      axes = ("positions", "heads")
+      self.relative_embedding = table("relative_embedding", cfg.relative_buckets, cfg.heads, axes)
+    if not cfg.tied:
       kernel = nn.with_logical_partitioning(layers.kernel_init(), ("embed", "vocab"))
-      self.lm_head = self.param("lm_head", kernel, (self.dim, self.vocab_size), jnp.float32)
+      self.lm_head = self.param("lm_head", kernel, (cfg.dim, cfg.vocab_size), jnp.float32)
     self.blocks = self._make_blocks()
-    self.final_norm = layers.Norm(self.norm, self.bias)
-    self.embedding_dropout = nn.Dropout(self.dropout)
+    self.final_norm = make_norm(cfg)
+    self.embedding_dropout = nn.Dropout(cfg.dropout)
 
   def __call__(
     self,
@@ -162,29 +164,30 @@ class Transformer(nn.Module):
     Raises:
       ValueError: if shapes differ, or slots outnumber the learned positions.
     """
-    _check_inputs(self, tokens, positions, segments, cache)
+    cfg = self.cfg
+    _check_inputs(cfg, tokens, positions, segments, cache)
     start = 0 if cache is None else cache.index
     if positions is None:
       positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-    key_segments = segments
+    key_segments, key_positions = segments, positions
     if cache is not None:
       segments = jnp.ones_like(tokens) if segments is None else segments
       key_segments = jax.lax.dynamic_update_slice(cache.segments, segments, (0, start))
+      key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
     x_BTD = jnp.take(self.embedding, tokens, axis=0)
-    rope = None
-    if self.position == "learned":
+    if cfg.position == "learned":
       x_BTD = x_BTD + jnp.take(self.position_embedding, positions, axis=0)
-    else:
-      rope = layers.rope_table(positions, self.head_width, self.rope_theta)
-    x_BTD = x_BTD.astype(jnp.dtype(self.dtype))
+    x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype)) * jnp.asarray(cfg.embedding_scale, cfg.dtype)
     x_BTD = self.embedding_dropout(x_BTD, deterministic=not self.has_rng("dropout"))
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation"))
-    context = Context(rope, segments, key_segments, start)
+    context = Context(
+      *self._ropes(positions), self._bias(positions, key_positions), segments, key_segments, start
+    )
     x_BTD, keys_values = self._run_blocks(x_BTD, context, cache)
     hidden_BTD = self.final_norm(x_BTD)
     if cache is None:
       return hidden_BTD
-    return hidden_BTD, Cache(*keys_values, key_segments, start + tokens.shape[1])
+    return hidden_BTD, Cache(*keys_values, key_segments, key_positions, start + tokens.shape[1])
 
   def logits(
     self,
@@ -194,65 +197,97 @@ class Transformer(nn.Module):
   ) -> jax.Array:
     """Next-token logits, float32 [B, T, V]; for tests, demos and decoding, not for training."""
     hidden_BTD = self(tokens, positions, segments)
-    head_DV = self.embedding.T if self.tied else self.lm_head
-    head_DV = head_DV.astype(hidden_BTD.dtype)
-    return jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
+    head_DV = self.embedding.T if self.cfg.tied else self.lm_head
+    return logits_of(self.cfg, hidden_BTD, head_DV.astype(hidden_BTD.dtype))
 
   @nn.nowrap
   def head(self, params: Params) -> jax.Array:
     """The output matrix [D, V] float32 within `params`, the tree of this model's parameters."""
     params = nn.unbox(params)
-    return params["embedding"].T if self.tied else params["lm_head"]
+    return params["embedding"].T if self.cfg.tied else params["lm_head"]
 
   @nn.nowrap
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache of zeros for `slots` tokens per row."""
-    shape = (batch, self.key_value_heads, slots, self.head_width)
+    cfg = self.cfg
+    shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
 
     def zeros():
-      if self.scan:
-        return jnp.zeros((self.layers, *shape), jnp.dtype(self.dtype))
-      return tuple(jnp.zeros(shape, jnp.dtype(self.dtype)) for _ in range(self.layers))
+      if cfg.scan:
+        return jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
+      return tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers))
 
-    return Cache(zeros(), zeros(), jnp.zeros((batch, slots), jnp.int32), jnp.int32(0))
+    segments, places_BS = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
+    return Cache(zeros(), zeros(), segments, places_BS, jnp.int32(0))
+
+  @nn.nowrap
+  def windows(self) -> list[int]:
+    """Tokens that each layer sees."""
+    pattern = self.cfg.windows if self.cfg.windows else (0,)
+    found = (pattern[i % len(pattern)] for i in range(self.cfg.layers))
+    return [window if window else NO_WINDOW for window in found]
+
+  def _ropes(self, positions: jax.Array) -> tuple:
+    """The angles of layers that see all tokens, and those of layers with a window."""
+    cfg = self.cfg
+    if cfg.position != "rope":
+      return None, None
+    width = turning(cfg)
+    rope = places.rope_table(positions, width, cfg.rope_theta, cfg.rope_scaling)
+    if not cfg.rope_local_theta:
+      return rope, None
+    return rope, places.rope_table(positions, width, cfg.rope_local_theta)
+
+  def _bias(self, positions: jax.Array, key_positions: jax.Array) -> jax.Array | None:
+    """What positions add to the scores, [B, H, T, S] float32."""
+    cfg = self.cfg
+    if cfg.position == "alibi":
+      return places.alibi(cfg.alibi, cfg.heads, cfg.head_dim, positions, key_positions)
+    if cfg.position == "relative":
+      distance_BTS = key_positions[:, None, :] - positions[:, :, None]
+      found = places.buckets(distance_BTS, cfg.relative_buckets, cfg.relative_distance)
+      return jnp.moveaxis(jnp.take(self.relative_embedding, found, axis=0), -1, 1)
+    return None
 
   def _make_blocks(self):
-    block = Block
-    if self.remat != "none":
+    cfg, block = self.cfg, Block
+    if cfg.remat != "none":
       policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-      block = nn.remat(Block, policy=policy[self.remat], prevent_cse=not self.scan)
-    if self.scan:
-      block = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast, 0),
-        length=self.layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
+      # The window is a number of the program unless layers are scanned.
+      fixed = () if cfg.scan else (4,)
+      block = nn.remat(
+        Block, policy=policy[cfg.remat], prevent_cse=not cfg.scan, static_argnums=fixed
       )
-    fields = dict(
-      heads=self.heads,
-      kv_heads=self.key_value_heads,
-      head_dim=self.head_width,
-      hidden=self.mlp_width,
-      norm=self.norm,
-      mlp=self.mlp,
-      bias=self.bias,
-      qk_norm=self.qk_norm,
-      dropout=self.dropout,
-      out_scale=1 / math.sqrt(2 * self.layers),
-      dtype=self.dtype,
+    if not cfg.scan:
+      return [block(cfg) for _ in range(cfg.layers)]
+    scanned = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(nn.broadcast, 0, 0 if cfg.windows else nn.broadcast),
+      length=cfg.layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return block(**fields) if self.scan else [block(**fields) for _ in range(self.layers)]
+    return scanned(cfg)
 
   def _run_blocks(self, x_BTD, context, cache):
-    if self.scan:
-      return self.blocks(x_BTD, context, None if cache is None else (cache.keys, cache.values))
+    windows = self.windows()
+    if self.cfg.scan:
+      per_layer = jnp.array(windows) if self.cfg.windows else NO_WINDOW
+      own = None if cache is None else (cache.keys, cache.values)
+      return self.blocks(x_BTD, context, own, per_layer)
     pairs = []
     for i, block in enumerate(self.blocks):
-      x_BTD, kv = block(x_BTD, context, None if cache is None else (cache.keys[i], cache.values[i]))
+      own = None if cache is None else (cache.keys[i], cache.values[i])
+      x_BTD, kv = block(x_BTD, context, own, windows[i])
       pairs.append(kv)
     return x_BTD, None if cache is None else tuple(zip(*pairs, strict=True))
+
+
+def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Array:
+  """Returns the logits float32 [..., V] of hidden states [..., D] and a head [D, V]."""
+  logits = jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
+  return cfg.logit_cap * jnp.tanh(logits / cfg.logit_cap) if cfg.logit_cap else logits
 
 
 def unstack(params: Params, count: int) -> Params:
@@ -276,30 +311,7 @@ def count_parameters(params: Params) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def _check(cfg: config.Model) -> None:
-  for name, allowed in _CHOICES.items():
-    value = getattr(cfg, name)
-    if value not in allowed:
-      raise UserError(f'config.model.{name}="{value}" is unknown{nearest(str(value), allowed)}')
-  for name in ("vocab_size", "dim", "layers", "heads", "max_length"):
-    if getattr(cfg, name) < 1:
-      raise UserError(f"config.model.{name} must be at least 1, got {getattr(cfg, name)}")
-  if not cfg.head_dim and cfg.dim % cfg.heads:
-    raise UserError(
-      f"config.model.dim={cfg.dim} must be a multiple of config.model.heads={cfg.heads},"
-      " or set config.model.head_dim"
-    )
-  if cfg.kv_heads and cfg.heads % cfg.kv_heads:
-    raise UserError(
-      f"config.model.heads={cfg.heads} must be a multiple of config.model.kv_heads={cfg.kv_heads}"
-    )
-  if cfg.position == "rope" and (cfg.head_dim if cfg.head_dim else cfg.dim // cfg.heads) % 2:
-    raise UserError("config.model.head_dim must be even for rotary positions")
-  if not 0 <= cfg.dropout < 1:
-    raise UserError(f"config.model.dropout must be in [0, 1), got {cfg.dropout}")
-
-
-def _check_inputs(model, tokens, positions, segments, cache) -> None:
+def _check_inputs(cfg, tokens, positions, segments, cache) -> None:
   if tokens.ndim != 2:
     raise ValueError(f"tokens {tokens.shape} must be [B, T]")
   for name, value in (("positions", positions), ("segments", segments)):
@@ -310,8 +322,8 @@ def _check_inputs(model, tokens, positions, segments, cache) -> None:
   slots = (tokens if cache is None else cache.segments).shape[1]
   if slots < tokens.shape[1]:
     raise ValueError(f"cache of {cache.segments.shape} slots cannot hold tokens {tokens.shape}")
-  if model.position == "learned" and slots > model.max_length:
+  if cfg.position == "learned" and slots > cfg.max_length:
     raise ValueError(
-      f"{slots} tokens per row exceed the learned positions {(model.max_length, model.dim)};"
+      f"{slots} tokens per row exceed the learned positions {(cfg.max_length, cfg.dim)};"
       " raise max_length or shorten the rows"
     )

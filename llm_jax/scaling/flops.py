@@ -34,15 +34,17 @@ def parameters(cfg: Model) -> int:
     ValueError: if `cfg.vocab_size` is 0.
   """
   width = head_width(cfg)
-  per_norm = cfg.dim * (2 if cfg.norm == "layernorm" and cfg.bias else 1)
+  per_norm = cfg.dim * (2 if cfg.norm == "layernorm" and cfg.norm_bias else 1)
+  norms = (1 if cfg.parallel == "one" else 2) + (2 if cfg.post_norm else 0)
   biases = 0
+  if cfg.bias or cfg.qkv_bias:
+    biases += (cfg.heads + 2 * kv_heads(cfg)) * width
   if cfg.bias:
-    inner = mlp_width(cfg) * (2 if cfg.mlp == "gated" else 1)
-    biases = (cfg.heads + 2 * kv_heads(cfg)) * width + inner + 2 * cfg.dim
-  per_layer = _layer_matmuls(cfg) + biases + 2 * per_norm + (2 * width if cfg.qk_norm else 0)
+    biases += mlp_width(cfg) * (2 if cfg.mlp == "gated" else 1) + 2 * cfg.dim
+  per_layer = _layer_matmuls(cfg) + biases + norms * per_norm + (2 * width if cfg.qk_norm else 0)
   embeddings = _vocabulary(cfg) * cfg.dim * (1 if cfg.tied else 2)
-  positions = cfg.max_length * cfg.dim if cfg.position == "learned" else 0
-  return embeddings + positions + cfg.layers * per_layer + per_norm
+  positions = {"learned": cfg.max_length * cfg.dim, "relative": cfg.relative_buckets * cfg.heads}
+  return embeddings + positions.get(cfg.position, 0) + cfg.layers * per_layer + per_norm
 
 
 def matmul_parameters(cfg: Model) -> int:

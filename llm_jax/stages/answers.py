@@ -136,7 +136,12 @@ def logps_fn(model: Transformer, temperature: float = 1.0) -> Callable[[Params, 
   def logps(params: Params, batch: Batch) -> jax.Array:
     out = apply(params, batch, jax.random.key(0))
     return token.token_stats(
-      out.hidden, out.head, batch["targets"], mask=batch["mask"], temperature=temperature
+      out.hidden,
+      out.head,
+      batch["targets"],
+      mask=batch["mask"],
+      temperature=temperature,
+      cap=out.logit_cap,
     ).logps
 
   return logps

@@ -23,11 +23,11 @@ def decoder_apply(model: Transformer, train: bool = False) -> Apply:
   """Binds a decoder for objectives on its next-token distribution; dropout only if `train`."""
 
   def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
-    rngs = {"dropout": rng} if train and model.dropout else None
+    rngs = {"dropout": rng} if train and model.cfg.dropout else None
     hidden_BTD = model.apply(
       {"params": params}, batch["tokens"], batch["positions"], batch["segments"], rngs=rngs
     )
-    return Outputs(hidden=hidden_BTD, head=model.head(params))
+    return Outputs(hidden_BTD, model.head(params), logit_cap=model.cfg.logit_cap)
 
   return apply
 

@@ -83,7 +83,7 @@ def test_samples_of_a_prompt_are_rows_of_it_with_keys_of_their_own():
 
 
 def test_a_scanned_model_samples_what_its_unrolled_twin_samples():
-  scanned = dataclasses.replace(MODEL, scan=True)
+  scanned = Transformer(dataclasses.replace(MODEL.cfg, scan=True))
   first, second = run(), run(scanned, stack(PARAMS, 2))
   np.testing.assert_array_equal(first.tokens, second.tokens)
 
@@ -185,7 +185,7 @@ def test_it_stops_when_all_rows_have_ended():
       jax.debug.callback(lambda _: calls.append(1), tokens)
       return super().__call__(tokens, *args, **kwargs)
 
-  model = Counting(**{f: getattr(MODEL, f) for f in TINY.__dict__})
+  model = Counting(MODEL.cfg)
   params = {**PARAMS, "embedding": jnp.zeros_like(PARAMS["embedding"])}  # The argmax is token 0.
   for end_id, forwards in ((0, 1), (NEVER, 20)):
     calls.clear()

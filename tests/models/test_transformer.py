@@ -12,12 +12,44 @@ import pytest
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models.transformer import Transformer, count_parameters, stack, unstack
+from llm_jax.scaling import flops
 
 TINY = config.Model(vocab_size=31, dim=16, layers=2, heads=4, max_length=16)
 SHAPES = {
   "llama": {"kv_heads": 2, "qk_norm": False, "tied": False},
-  "gpt2": {"norm": "layernorm", "position": "learned", "mlp": "plain", "bias": True},
+  "gpt2": {
+    "norm": "layernorm",
+    "norm_bias": True,
+    "position": "learned",
+    "mlp": "plain",
+    "bias": True,
+  },
   "qwen": {"kv_heads": 1, "head_dim": 8, "hidden": 24},
+  "neox": {
+    "norm": "layernorm",
+    "norm_bias": True,
+    "bias": True,
+    "mlp": "plain",
+    "activation": "gelu",
+    "parallel": "two",
+    "rope_fraction": 0.5,
+    "qk_norm": False,
+    "tied": False,
+  },
+  "falcon": {"norm": "layernorm", "norm_bias": True, "parallel": "one", "mlp": "plain"},
+  "mpt": {"norm": "layernorm", "position": "alibi", "mlp": "plain", "qkv_clip": 4.0, "heads": 2},
+  "falcon_rw": {"position": "alibi", "alibi": "falcon", "bias": True, "mlp": "plain"},
+  "gemma": {
+    "norm_offset": True,
+    "post_norm": True,
+    "windows": (3, 0),
+    "attention_cap": 3.0,
+    "rope_local_theta": 100.0,
+    "attention_scale": 0.3,
+    "embedding_scale": 4.0,
+  },
+  "relative": {"position": "relative", "relative_buckets": 8, "relative_distance": 6},
+  "banded": {"windows": (0, 2), "position": "none"},
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
@@ -157,15 +189,18 @@ def test_logits_are_hidden_times_head(shape):
 def test_parameters_are_counted_in_closed_form():
   for fields in ({}, *SHAPES.values()):
     model, params = make(**fields)
-    d, k, f = 16, model.head_width, model.mlp_width
-    wide, narrow = model.heads * k, model.key_value_heads * k
-    block = 2 * d * wide + 2 * d * narrow + (3 if model.mlp == "gated" else 2) * d * f
-    norms = d * (2 if model.norm == "layernorm" and model.bias else 1)
-    biases = (wide + 2 * narrow + d + f + d) if model.bias else 0
-    block += 2 * norms + biases + (2 * k if model.qk_norm else 0)
-    ends = 31 * d * (1 if model.tied else 2) + norms
-    ends += 16 * d if model.position == "learned" else 0
+    cfg = model.cfg
+    d, k, f = 16, cfg.head_dim, cfg.hidden
+    wide, narrow = cfg.heads * k, cfg.kv_heads * k
+    block = 2 * d * wide + 2 * d * narrow + (3 if cfg.mlp == "gated" else 2) * d * f
+    norm = d * (2 if cfg.norm_bias else 1)
+    block += norm * {"": 2, "two": 2, "one": 1}[cfg.parallel] + (2 * norm if cfg.post_norm else 0)
+    block += (wide + 2 * narrow + d + f + d) if cfg.bias else 0
+    block += 2 * k if cfg.qk_norm else 0
+    ends = 31 * d * (1 if cfg.tied else 2) + norm
+    ends += {"learned": 16 * d, "relative": 8 * cfg.heads}.get(cfg.position, 0)
     assert count_parameters(params) == 2 * block + ends
+    assert flops.parameters(dataclasses.replace(TINY, **fields)) == 2 * block + ends
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -1,0 +1,78 @@
+"""A decoder's configuration, checked, and with what is usual worked out."""
+
+import dataclasses
+import math
+
+from llm_jax import config
+from llm_jax.errors import UserError, nearest
+from llm_jax.models import layers, positions
+
+_CHOICES = {
+  "norm": ("rmsnorm", "layernorm"),
+  "parallel": ("", "one", "two"),
+  "position": ("rope", "learned", "alibi", "relative", "none"),
+  "alibi": ("mpt", "falcon"),
+  "mlp": ("gated", "plain"),
+  "activation": ("", *layers.ACTIVATIONS),
+  "remat": ("none", "full", "dots"),
+  "dtype": ("float32", "bfloat16", "float16"),
+}
+
+
+def resolve(cfg: config.Model) -> config.Model:
+  """Returns a copy in which `kv_heads`, `head_dim` and `hidden` are no longer 0.
+
+  Raises:
+    UserError: one line that names the field and the remedy.
+  """
+  _check(cfg)
+  usual = 8 * cfg.dim / 3 if cfg.mlp == "gated" else 4 * cfg.dim
+  return dataclasses.replace(
+    cfg,
+    kv_heads=cfg.kv_heads if cfg.kv_heads else cfg.heads,
+    head_dim=cfg.head_dim if cfg.head_dim else cfg.dim // cfg.heads,
+    hidden=cfg.hidden if cfg.hidden else math.ceil(usual / 32) * 32,
+    windows=tuple(cfg.windows),  # A list where it was read from JSON.
+  )
+
+
+def turning(cfg: config.Model) -> int:
+  """Returns how much of a head's width rotary positions turn, of a resolved shape; even."""
+  return int(cfg.head_dim * cfg.rope_fraction)
+
+
+def _check(cfg: config.Model) -> None:
+  for name, allowed in _CHOICES.items():
+    value = getattr(cfg, name)
+    if value not in allowed:
+      raise UserError(f'config.model.{name}="{value}" is unknown{nearest(str(value), allowed)}')
+  for name in ("vocab_size", "dim", "layers", "heads", "max_length"):
+    if getattr(cfg, name) < 1:
+      raise UserError(f"config.model.{name} must be at least 1, got {getattr(cfg, name)}")
+  if not cfg.head_dim and cfg.dim % cfg.heads:
+    raise UserError(
+      f"config.model.dim={cfg.dim} must be a multiple of config.model.heads={cfg.heads},"
+      " or set config.model.head_dim"
+    )
+  if cfg.kv_heads and cfg.heads % cfg.kv_heads:
+    raise UserError(
+      f"config.model.heads={cfg.heads} must be a multiple of config.model.kv_heads={cfg.kv_heads}"
+    )
+  if not 0 <= cfg.dropout < 1:
+    raise UserError(f"config.model.dropout must be in [0, 1), got {cfg.dropout}")
+  if any(window < 0 for window in cfg.windows):
+    raise UserError(f"config.model.windows={cfg.windows} must not be negative; 0 sees all tokens")
+  if cfg.position == "rope":
+    _check_rope(cfg)
+
+
+def _check_rope(cfg: config.Model) -> None:
+  width = cfg.head_dim if cfg.head_dim else cfg.dim // cfg.heads
+  if not 0 < cfg.rope_fraction <= 1:
+    raise UserError(f"config.model.rope_fraction must be in (0, 1], got {cfg.rope_fraction}")
+  if width % 2 or int(width * cfg.rope_fraction) % 2:
+    raise UserError(
+      f"config.model.head_dim={width}, of which rotary positions turn {cfg.rope_fraction}: "
+      "both must be even"
+    )
+  positions.parse_scaling(cfg.rope_scaling)

@@ -1,0 +1,126 @@
+"""config.json of Hugging Face to `config.Model`, and back, one function an architecture each way.
+
+A field of theirs that would change the function and that we do not know is an error, never ignored.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax import config
+from llm_jax.errors import UserError, nearest
+from llm_jax.models.interop import gpts, llamas
+from llm_jax.models.interop.fields import Fields, period
+from llm_jax.models.shape import resolve
+
+ARCHITECTURES = gpts.ARCHITECTURES | llamas.ARCHITECTURES
+
+# What changes how a model is run, and not what it is.
+RUNNING = ("dropout", "scan", "remat", "dtype")
+
+
+def read(hf: Mapping[str, Any], where: str = "config.json") -> config.Model:
+  """Returns the shape that a config.json describes.
+
+  Args:
+    hf: its content.
+    where: for errors.
+
+  Raises:
+    UserError: for an architecture or a setting that is not known here, or a field that is missing.
+  """
+  kind = hf.get("model_type")
+  if kind not in ARCHITECTURES:
+    hint = nearest(str(kind), ARCHITECTURES)
+    raise UserError(
+      f'{where}: the architecture "{kind}" is not known{hint}; known are {", ".join(ARCHITECTURES)}'
+    )
+  try:
+    shape = ARCHITECTURES[kind].read(hf)
+    _check_types(shape)
+    return dataclasses.replace(shape, windows=resolve(shape).windows)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error
+  except KeyError as error:
+    raise UserError(f"{where}: a {kind} needs the field {error}") from error
+  except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    raise UserError(f"{where}: a field of this {kind} is of the wrong type ({error})") from error
+
+
+def write(shape: config.Model, kind: str = "") -> Fields:
+  """Returns the config.json of a shape, whose `vocab_size` is set.
+
+  Args:
+    shape: of the decoder.
+    kind: model_type to write; "": the first that can say all of it.
+
+  Raises:
+    UserError: if the architecture cannot say all of it, or none can.
+  """
+  wanted = canonical(shape)
+  for name in [kind] if kind else ARCHITECTURES:
+    if name not in ARCHITECTURES:
+      raise UserError(f'there is no architecture "{name}" to write{nearest(name, ARCHITECTURES)}')
+    fields = _common(shape, name) | ARCHITECTURES[name].write(wanted)
+    try:
+      found = canonical(read(fields))
+    except UserError:
+      continue
+    if found == wanted:
+      return fields
+    differ = [
+      f.name for f in dataclasses.fields(found) if getattr(found, f.name) != getattr(wanted, f.name)
+    ]
+    if kind:
+      raise UserError(f'a "{kind}" of Hugging Face cannot have this {", ".join(differ)}')
+  raise UserError(
+    "no architecture of Hugging Face has all switches of this decoder: "
+    "train one of models/presets.py, or save a checkpoint of ours"
+  )
+
+
+def canonical(shape: config.Model) -> config.Model:
+  """Returns the shape with its zeros worked out, and without how it is run, to compare."""
+  usual = 8 * shape.dim / 3 if shape.mlp == "gated" else 4 * shape.dim
+  eps = 1e-5 if shape.norm == "layernorm" else 1e-6
+  width = shape.head_dim if shape.head_dim else shape.dim // shape.heads
+  act = "silu" if shape.mlp == "gated" else "gelu_tanh"
+  plain = {name: getattr(config.Model(), name) for name in RUNNING}
+  if shape.position != "rope":
+    plain |= {"rope_theta": 0.0, "rope_local_theta": 0.0, "rope_fraction": 1.0, "rope_scaling": ""}
+  if shape.position != "alibi":
+    plain |= {"alibi": "mpt"}
+  if shape.position != "relative":
+    plain |= {"relative_buckets": 0, "relative_distance": 0}
+  return dataclasses.replace(
+    shape,
+    kv_heads=shape.kv_heads if shape.kv_heads else shape.heads,
+    head_dim=width,
+    hidden=shape.hidden if shape.hidden else math.ceil(usual / 32) * 32,
+    norm_eps=shape.norm_eps if shape.norm_eps else eps,
+    norm_bias=shape.norm_bias and shape.norm == "layernorm",
+    activation=shape.activation if shape.activation else act,
+    attention_scale=shape.attention_scale if shape.attention_scale else width**-0.5,
+    qkv_bias=shape.qkv_bias or shape.bias,
+    windows=period(shape.windows, shape.layers),
+    **plain,
+  )
+
+
+def _check_types(shape: config.Model) -> None:
+  """Raises TypeError if a field came as something else than it is."""
+  for name, usual in dataclasses.asdict(config.Model()).items():
+    value = getattr(shape, name)
+    kinds = (int, float) if isinstance(usual, float) else (type(usual),)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
+      raise TypeError(f"{name} is {value!r}")
+
+
+def _common(shape: config.Model, kind: str) -> Fields:
+  names = {
+    "gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+  }  # fmt: skip
+  usual = f"{kind.capitalize()}ForCausalLM"
+  fields = {"architectures": [names.get(kind, usual)], "model_type": kind, "dtype": "float32"}
+  return fields | {"torch_dtype": "float32", "vocab_size": shape.vocab_size, "use_cache": True}

@@ -1,0 +1,287 @@
+"""Folders of Hugging Face, config.json and safetensors, to a shape and parameters, and back.
+
+Tensor by tensor: memory holds the parameters, and one tensor more. No code and no pickle is read.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import config
+from llm_jax.errors import UserError
+from llm_jax.models.interop import configs, safetensors
+from llm_jax.models.interop.weights import Architecture, Rule, tensors
+from llm_jax.models.transformer import Transformer
+from llm_jax.types import Params
+
+Put = Callable[[str, np.ndarray], Any]  # (path, array) -> what stands in the tree for it.
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_LAYER = re.compile(r"blocks_\d+/")
+
+
+def load(
+  directory: str | os.PathLike[str], *, scan: bool = False, put: Put | None = None
+) -> tuple[config.Model, Params]:
+  """Reads a folder that `save_pretrained` of transformers wrote.
+
+  Args:
+    directory: with config.json and model.safetensors, whole or in shards with their index.
+    scan: whether layers are stacked, for a scanned decoder.
+    put: takes each parameter as soon as it is complete, float32, to a mesh for one; None: it stays
+      a NumPy array.
+
+  Returns:
+    (shape, parameters); `Transformer.from_config(shape)` runs them.
+
+  Raises:
+    UserError: for a file that is missing or damaged, an architecture or a setting that is not
+      known, and a tensor that is missing, of another shape, of no use here, or not finite.
+  """
+  folder = pathlib.Path(directory)
+  hf = _json(folder / "config.json")
+  shape = configs.read(hf, str(folder / "config.json"))
+  shape.scan = scan
+  kind = configs.ARCHITECTURES[hf["model_type"]]
+  solved = configs.canonical(shape)
+  names = _names(folder, kind)
+  wanted = tensors(kind.rules(solved), shape.layers)
+  _check_names(folder, wanted, names, kind, shape)
+  tree = _Tree(_shapes(shape), shape, put or (lambda _, array: array))
+  for name, (rule, layer) in wanted.items():
+    file, own = names[name]
+    tensor = _floats(file, own)
+    try:
+      arrays = rule.take(tensor, solved)
+    except ValueError as error:
+      raise UserError(
+        f"{file.path}: tensor {own} has {error}: config.json is of another"
+      ) from error
+    for path, array in zip(rule.paths, arrays, strict=True):
+      tree.add(path, layer, array, f"{file.path}: tensor {own}")
+  return shape, tree.whole(folder)
+
+
+def save(
+  directory: str | os.PathLike[str],
+  shape: config.Model,
+  params: Params,
+  *,
+  kind: str = "",
+  shard_bytes: int = 5_000_000_000,
+) -> None:
+  """Writes a folder that transformers, and `load`, read. It appears only when it is complete.
+
+  Args:
+    directory: is made.
+    shape: of the decoder, `vocab_size` set.
+    params: its parameters, any arrays; written as float32.
+    kind: model_type to write, "llama" for one; "": the first that can say all of the shape.
+    shard_bytes: a file has so many at most, but one tensor at least.
+
+  Raises:
+    UserError: if the directory exists, or no architecture of theirs is this decoder.
+  """
+  folder = pathlib.Path(directory)
+  if folder.exists() and any(folder.iterdir()):
+    raise UserError(f"{folder} is not empty: name another folder")
+  fields = configs.write(shape, kind)
+  solved = configs.canonical(shape)
+  wanted = tensors(configs.ARCHITECTURES[fields["model_type"]].rules(solved), shape.layers)
+  flat = _flat(params)
+
+  def get(name: str) -> np.ndarray:
+    rule, layer = wanted[name]
+    arrays = [_of_layer(flat, path, layer, shape.scan) for path in rule.paths]
+    return np.ascontiguousarray(rule.give(arrays, solved), np.float32)
+
+  sizes = _sizes(wanted, flat, solved, shape.scan)
+  part = folder.with_name(f"{folder.name}.part")
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True)
+  (part / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+  _write_shards(part, sizes, get, shard_bytes)
+  if folder.exists():
+    folder.rmdir()
+  part.replace(folder)
+
+
+class _Tree:
+  """Parameters as they come in, each handed over when it is complete."""
+
+  def __init__(self, shapes: Mapping[str, tuple[int, ...]], shape: config.Model, put: Put):
+    self._shapes, self._shape, self._put = shapes, shape, put
+    self._done: dict[str, Any] = {}
+    self._open: dict[str, tuple[np.ndarray, set[int]]] = {}  # Stacked layers.
+
+  def add(self, path: str, layer: int, array: np.ndarray, what: str) -> None:
+    stacked = layer >= 0 and self._shape.scan
+    place = path.replace("blocks_{i}", "blocks" if self._shape.scan else f"blocks_{layer}")
+    expected = self._shapes.get(place)
+    own = expected[1:] if stacked and expected else expected
+    if own is not None and array.shape != own:
+      raise UserError(f"{what} gives {place} as {array.shape}, config.json needs {own}")
+    if not stacked:
+      self._done[place] = self._put(place, np.ascontiguousarray(array, np.float32))
+      return
+    whole, seen = self._open.setdefault(place, (np.empty(expected, np.float32), set()))
+    whole[layer] = array
+    seen.add(layer)
+    if len(seen) == self._shape.layers:
+      del self._open[place]
+      self._done[place] = self._put(place, whole)
+
+  def whole(self, folder: pathlib.Path) -> Params:
+    lost = sorted(set(self._shapes) - set(self._done))
+    if lost:
+      raise UserError(f"{folder}: nothing gives {lost[0]}, {len(lost)} parameters in all")
+    tree: dict[str, Any] = {}
+    for place, value in self._done.items():
+      *parents, name = place.split("/")
+      node = tree
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[name] = value
+    return tree
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+      raise ValueError("no object")
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror}: name a folder with config.json") from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path} cannot be read ({error})") from error
+  return found
+
+
+def _names(folder: pathlib.Path, kind: Architecture) -> dict[str, tuple[safetensors.File, str]]:
+  """Returns {full name: (file, name in it)} of all tensors.
+
+  Raises:
+    UserError: if a file is missing, or the index does not fit the files.
+  """
+  if (folder / _INDEX).exists():
+    listed = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
+      raise UserError(f"{folder / _INDEX} has no weight_map of file names")
+    bad = [file for file in listed.values() if pathlib.PurePath(file).name != file]
+    if bad:
+      raise UserError(f'{folder / _INDEX}: "{bad[0]}" is no file of the folder')
+    files = {name: safetensors.File(folder / name) for name in sorted(set(listed.values()))}
+    for tensor, file in listed.items():
+      if tensor not in files[file].tensors:
+        raise UserError(f"{folder / file} lacks tensor {tensor} of {_INDEX}: fetch both again")
+  elif (folder / _SINGLE).exists():
+    files = {_SINGLE: safetensors.File(folder / _SINGLE)}
+  else:
+    other = next(folder.glob("*.bin"), None)
+    hint = (
+      f"; {other.name} is pickle, which is not read: convert it with transformers" if other else ""
+    )
+    raise UserError(f"{folder} has neither {_SINGLE} nor {_INDEX}{hint}")
+  found = {own: (file, own) for file in files.values() for own in file.tensors}
+  if not any(name.startswith(kind.prefix) for name in found):  # A decoder saved without its head.
+    found = {n if n == kind.head else f"{kind.prefix}{n}": value for n, value in found.items()}
+  return found
+
+
+def _check_names(
+  folder: pathlib.Path,
+  wanted: Mapping[str, Any],
+  names: Mapping[str, tuple[safetensors.File, str]],
+  kind: Architecture,
+  shape: config.Model,
+) -> None:
+  lost = sorted(set(wanted) - set(names))
+  if lost:
+    raise UserError(f"{folder} lacks tensor {lost[0]}, {len(lost)} in all: the files are not whole")
+  for name in sorted(set(names) - set(wanted)):
+    if name == kind.head and shape.tied:
+      continue
+    if not name.endswith(kind.buffers):
+      raise UserError(f"{folder}: tensor {name} is of no use to the architecture of config.json")
+
+
+def _floats(file: safetensors.File, name: str) -> np.ndarray:
+  tensor = file.read(name)
+  if tensor.dtype.kind in "iub":
+    raise UserError(f"{file.path}: tensor {name} is {tensor.dtype}: quantised weights are not read")
+  tensor = tensor.astype(np.float32, copy=False)
+  if not np.isfinite(tensor).all():
+    raise UserError(f"{file.path}: tensor {name} is not finite (NaN or infinity in it)")
+  return tensor
+
+
+def _shapes(shape: config.Model) -> dict[str, tuple[int, ...]]:
+  """Returns {path: shape} of all parameters."""
+  model = Transformer.from_config(shape)
+  made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  return {path: leaf.shape for path, leaf in _flat(nn.unbox(made)).items()}
+
+
+def _flat(params: Params) -> dict[str, Any]:
+  leaves = jax.tree_util.tree_flatten_with_path(nn.unbox(params))[0]
+  return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _of_layer(flat: Mapping[str, Any], path: str, layer: int, scan: bool) -> np.ndarray:
+  if scan and layer >= 0:
+    return np.asarray(flat[path.replace("blocks_{i}", "blocks")][layer])
+  return np.asarray(flat[path.replace("{i}", str(layer))])
+
+
+def _sizes(
+  wanted: Mapping[str, tuple[Rule, int]], flat: Mapping[str, Any], shape: config.Model, scan: bool
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+  """Returns {name: (dtype, shape)} of the tensors to be written, without touching the weights."""
+  found = {}
+  for name, (rule, layer) in wanted.items():
+    empty = []
+    for path in rule.paths:
+      place = path.replace("blocks_{i}", "blocks") if scan else path.replace("{i}", str(layer))
+      own = flat[place].shape[1:] if scan and layer >= 0 else flat[place].shape
+      empty.append(np.broadcast_to(np.float32(0), own))
+    found[name] = np.dtype("<f4"), rule.give(empty, shape).shape
+  return found
+
+
+def _write_shards(
+  folder: pathlib.Path,
+  sizes: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+  get: Callable[[str], np.ndarray],
+  shard_bytes: int,
+) -> None:
+  shards: list[dict] = [{}]
+  held = total = 0
+  for name, (dtype, shape) in sizes.items():
+    size = math.prod(shape) * dtype.itemsize
+    if shards[-1] and held + size > shard_bytes:
+      shards.append({})
+      held = 0
+    shards[-1][name] = dtype, shape
+    held += size
+    total += size
+  if len(shards) == 1:
+    safetensors.write(folder / _SINGLE, shards[0], get)
+    return
+  placed = {}
+  for i, shard in enumerate(shards):
+    file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+    safetensors.write(folder / file, shard, get)
+    placed |= dict.fromkeys(shard, file)
+  index = {"metadata": {"total_size": total}, "weight_map": placed}
+  (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")

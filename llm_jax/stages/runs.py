@@ -5,10 +5,13 @@ import json
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
+
 from llm_jax import config
 from llm_jax.data import questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
+from llm_jax.models import interop
 from llm_jax.models.transformer import Transformer
 from llm_jax.train import checkpoint
 from llm_jax.types import Params
@@ -69,18 +72,23 @@ def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
   path.write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
 
 
-def load(directory: str, field: str, reward: bool = False) -> Run:
-  """Loads the newest checkpoint of a run, for the config field that named it.
+def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) -> Run:
+  """Loads the newest checkpoint of a run, or a folder of Hugging Face, for the field that named it.
 
   Args:
-    directory: of the run.
+    directory: of the run, or a folder with their config.json and safetensors.
     field: names the remedy in an error.
     reward: a reward model is wanted, not a decoder.
+    vocab_size: of the tokenizer it is to be used with; 0: not known. A model of others grows to it,
+      as imported tokenizers have turn markers that it lacks.
 
   Raises:
-    UserError: if the directory holds no trained model, or one of the other kind.
+    UserError: if the directory holds no trained model, one of the other kind, or one of a smaller
+      vocabulary.
   """
   path = pathlib.Path(directory)
+  if is_hugging_face(path) and not reward:
+    return _grown(*interop.load(path), vocab_size)
   if not (path / "model.json").exists():
     raise UserError(
       f"{directory} holds no trained model (no model.json): run its stage first "
@@ -93,4 +101,33 @@ def load(directory: str, field: str, reward: bool = False) -> Run:
   if ("decoder" in params) != reward:
     wanted = "a reward model" if reward else "a language model"
     raise UserError(f"{directory} does not hold {wanted}: set --config.{field}")
+  if vocab_size > shape.vocab_size:
+    raise UserError(
+      f"{directory} has a vocabulary of {shape.vocab_size}, the tokenizer of config.prepared has "
+      f"{vocab_size}: set --config.prepared to the corpus that it was trained on"
+    )
+  return Run(Transformer.from_config(shape), params, shape)
+
+
+def is_hugging_face(directory: str | pathlib.Path) -> bool:
+  """Whether a directory is a folder of Hugging Face: its config.json names an architecture."""
+  try:
+    found = json.loads((pathlib.Path(directory) / "config.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return False
+  return isinstance(found, dict) and "model_type" in found
+
+
+def _grown(shape: config.Model, params: Params, vocab_size: int) -> Run:
+  """A model with rows for tokens that it does not know: the mean of those that it knows."""
+  missing = vocab_size - shape.vocab_size
+  if missing > 0:
+    rows_VD = params["embedding"]
+    params["embedding"] = np.concatenate([rows_VD, np.tile(rows_VD.mean(0), (missing, 1))])
+    if not shape.tied:
+      head_DV = params["lm_head"]
+      mean_D1 = head_DV.mean(1, keepdims=True)
+      params["lm_head"] = np.concatenate([head_DV, np.tile(mean_D1, (1, missing))], axis=1)
+    shape = dataclasses.replace(shape, vocab_size=vocab_size)
+    print(f"{missing} new tokens start as the mean of all others", flush=True)
   return Run(Transformer.from_config(shape), params, shape)

@@ -19,7 +19,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
   tokenizer = runs.tokenizer(cfg.prepared)
-  start = runs.load(cfg.init, "init")
+  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
   train, held_out = (
     [example(tokenizer, q, cfg.length) for q in runs.asked(cfg.prepared, split)]
     for split in ("train", "validation")

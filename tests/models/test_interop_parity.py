@@ -51,7 +51,7 @@ CONFIGS = {
   "mistral": lambda: hf.MistralConfig(**WIDE, sliding_window=7, rope_parameters=rope()),
   "qwen2": lambda: hf.Qwen2Config(**SIZE, num_key_value_heads=2),
   "qwen2_window": lambda: hf.Qwen2Config(
-    **SIZE, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    **SIZE, num_key_value_heads=2, use_sliding_window=True, sliding_window=5, max_window_layers=1
   ),
   "qwen3": lambda: hf.Qwen3Config(**WIDE),
   "gemma": lambda: hf.GemmaConfig(**SIZE, num_key_value_heads=1, head_dim=16),

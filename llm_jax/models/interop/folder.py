@@ -80,6 +80,7 @@ def save(
   *,
   kind: str = "",
   shard_bytes: int = 5_000_000_000,
+  more: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a folder that transformers, and `load`, read. It appears only when it is complete.
 
@@ -89,6 +90,7 @@ def save(
     params: its parameters, any arrays; written as float32.
     kind: model_type to write, "llama" for one; "": the first that can say all of the shape.
     shard_bytes: a file has so many at most, but one tensor at least.
+    more: further fields of config.json, such as {"eos_token_id": 1}.
 
   Raises:
     UserError: if the directory exists, or no architecture of theirs is this decoder.
@@ -96,7 +98,7 @@ def save(
   folder = pathlib.Path(directory)
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty: name another folder")
-  fields = configs.write(shape, kind)
+  fields = configs.write(shape, kind) | dict(more or {})
   solved = configs.canonical(shape)
   wanted = tensors(configs.ARCHITECTURES[fields["model_type"]].rules(solved), shape.layers)
   flat = _flat(params)

@@ -1,0 +1,82 @@
+"""Runs to folders of Hugging Face and back, and stages that start from such a folder."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import config
+from llm_jax.errors import UserError
+from llm_jax.models import interop
+from llm_jax.stages import pretrain, runs, sft
+from tests.stages.conftest import SHAPE, tiny
+from tools import convert_hf
+
+
+@pytest.fixture(scope="module")
+def base(prepared, tmp_path_factory):
+  path = tmp_path_factory.mktemp("base") / "pretrain"
+  pretrain.run(tiny(config.Pretrain, prepared, model=SHAPE), str(path))
+  return path
+
+
+def converted(*words):
+  return convert_hf.main([str(word) for word in words])
+
+
+def test_there_and_back_is_the_same_model(prepared, base, tmp_path, capsys):
+  assert converted("--run", base, "--prepared", prepared, "--out", tmp_path / "hf") == 0
+  assert "a qwen3 of" in capsys.readouterr().out
+  fields = json.loads((tmp_path / "hf/config.json").read_text())
+  assert fields["eos_token_id"] == runs.tokenizer(str(prepared)).eos_id
+  coder = runs.tokenizer(str(prepared))
+  ends = json.loads((tmp_path / "hf/generation_config.json").read_text())["eos_token_id"]
+  assert ends == [coder.eos_id, coder.end_id]
+  assert (tmp_path / "hf/tokenizer.json").exists()
+  assert converted("--hf", tmp_path / "hf", "--out", tmp_path / "run") == 0
+  capsys.readouterr()
+  there, back = runs.load(str(base), "init"), runs.load(str(tmp_path / "run"), "init")
+  jax.tree.map(np.testing.assert_array_equal, there.params, back.params)
+  ids = jnp.arange(12).reshape(2, 6)
+  np.testing.assert_array_equal(
+    *(run.model.apply({"params": run.params}, ids) for run in (there, back))
+  )
+
+
+def test_sft_starts_from_a_folder_and_a_smaller_vocabulary_grows(prepared, base, tmp_path, capsys):
+  run = runs.load(str(base), "init")
+  small = 290
+  params = run.params | {"embedding": run.params["embedding"][:small]}
+  shape = config.Model(**(vars(run.shape) | {"vocab_size": small}))
+  interop.save(tmp_path / "hf", shape, params)
+  grown = runs.load(str(tmp_path / "hf"), "init", vocab_size=300)
+  np.testing.assert_allclose(
+    grown.params["embedding"][small:], np.tile(params["embedding"].mean(0), (10, 1)), rtol=1e-5
+  )
+  assert "10 new tokens" in capsys.readouterr().out
+  cfg = tiny(config.Sft, prepared, init=str(tmp_path / "hf"))
+  state = sft.run(cfg, str(tmp_path / "sft"))
+  assert state.params["embedding"].shape[0] == runs.tokenizer(str(prepared)).vocab_size
+  assert runs.load(str(tmp_path / "sft"), "init").shape.vocab_size == 300
+
+
+def test_a_run_of_ours_does_not_grow(base):
+  with pytest.raises(UserError, match="set --config.prepared"):
+    runs.load(str(base), "init", vocab_size=10_000)
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    (["--run=nowhere", "--out=OUT"], "holds no trained model"),
+    (["--hf=nowhere", "--out=OUT"], "name a folder with config.json"),
+    (["--hf=nowhere", "--out=."], "is not empty"),
+  ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, words, says):
+  assert converted(*(word.replace("OUT", str(tmp_path / "out")) for word in words)) == 2
+  said = capsys.readouterr().err
+  assert says in said and said.count("\n") == 1
+  assert not (tmp_path / "out").exists()

@@ -1,0 +1,99 @@
+"""A run of ours to a folder of Hugging Face, or their folder to a run.
+
+python -m tools.convert_hf --run=runs/quickstart/dpo --prepared=runs/quickstart/prepare --out=hf/dpo
+python -m tools.convert_hf --hf=models/Llama-3.2-1B --out=runs/llama
+
+Their folder is also read as it is wherever a config has `init`; a run of it loads faster. With
+--prepared the tokenizer goes along. Weights are written as float32, in shards of 5 GB.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+
+from llm_jax import config
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizers import export
+from llm_jax.errors import UserError
+from llm_jax.models import interop
+from llm_jax.models.transformer import count_parameters
+from llm_jax.stages import runs
+from llm_jax.train.checkpoint import Checkpoints
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Converts; exit code 2 and one line for bad input."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  given = parser.add_mutually_exclusive_group(required=True)
+  given.add_argument("--run", help="directory of a stage that trained a language model")
+  given.add_argument("--hf", help="folder with config.json and safetensors")
+  parser.add_argument("--out", type=pathlib.Path, required=True, help="is made")
+  parser.add_argument("--prepared", default="", help="of --run: the corpus with its tokenizer")
+  parser.add_argument("--kind", default="", help="of --run: model_type to write; else what fits")
+  parser.add_argument("--shard_gb", type=float, default=5.0, help="of --run: size of a file")
+  options = parser.parse_args(argv)
+  try:
+    if options.out.exists() and any(options.out.iterdir()):
+      raise UserError(f"{options.out} is not empty: name another --out")
+    print(to_hf(options) if options.run else from_hf(options.hf, options.out))
+  except UserError as error:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+  return 0
+
+
+def to_hf(options: argparse.Namespace) -> str:
+  """Writes the folder; returns what to tell."""
+  run = runs.load(options.run, "run")
+  coder = Tokenizer.load(pathlib.Path(options.prepared) / "tokenizer") if options.prepared else None
+  if coder and coder.vocab_size > run.shape.vocab_size:
+    raise UserError(
+      f"{options.prepared} has {coder.vocab_size} tokens, {options.run} {run.shape.vocab_size}: "
+      "that tokenizer is of another model"
+    )
+  ids = {} if coder is None else _special(coder)
+  interop.save(
+    options.out, run.shape, run.params, kind=options.kind, shard_bytes=int(options.shard_gb * 1e9),
+    more=ids,
+  )  # fmt: skip
+  if coder is not None:
+    export.export(coder, options.out)
+    # Of a base model the end of a document ends a text, after fine-tuning the end of a turn.
+    ends = _special(coder) | {"eos_token_id": [coder.eos_id, coder.end_id]}
+    (options.out / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+  kind = json.loads((options.out / "config.json").read_text())["model_type"]
+  count = count_parameters(run.params)
+  return f"{options.out}: a {kind} of {count:,} parameters"
+
+
+def from_hf(folder: str, out: pathlib.Path) -> str:
+  """Writes a run that stages take as `init`; returns what to tell."""
+  shape, params = interop.load(folder)
+  part = out.with_name(f"{out.name}.part")
+  shutil.rmtree(part, ignore_errors=True)
+  runs.save_shape(part, shape)
+  checkpoints = Checkpoints(part / "checkpoints")
+  checkpoints.save(0, {"params": jax.tree.map(jax.numpy.asarray, params)})
+  checkpoints.close()
+  if out.exists():
+    out.rmdir()
+  part.replace(out)
+  fields = {f.name: getattr(shape, f.name) for f in dataclasses.fields(config.Model)}
+  usual = dataclasses.asdict(config.Model())
+  changed = ", ".join(f"{k}={v}" for k, v in fields.items() if v != usual[k])
+  return f"{out}: {count_parameters(params):,} parameters; {changed}"
+
+
+def _special(coder: Tokenizer) -> dict[str, int]:
+  return {"bos_token_id": coder.bos_id, "eos_token_id": coder.eos_id, "pad_token_id": coder.pad_id}
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -121,7 +121,21 @@ class Tokenizer:
   newlines: int = 2  # Runs of 1 to so many newlines are tokens.
   space_runs: int = 0  # Runs of 2 to so many spaces are always tokens; 0: what is frequent.
   max_bytes: int = 10_000_000  # Of text that it learns from.
+  # "books/*=2", "*=1": relative shares of the sample by a document's file, the first that matches.
+  weights: tuple[str, ...] = ()  # (): all documents alike.
   adopt: str = ""  # A SentencePiece .model or a tokenizer.json to take instead.
+
+
+@dataclasses.dataclass
+class Reader:
+  """How the records of a source are read."""
+
+  text: str = "text"  # Column of JSON lines and tables that holds the text.
+  id: str = "id"  # Column of an id, unique in the source; it may be missing.
+  url: str = "url"  # Column of an address; it may be missing.
+  html: bool = False  # Whether the column of the text holds pages of HTML.
+  max_bytes: int = 67_108_864  # Of a record, decoded; a larger one cannot be read.
+  max_ratio: float = 200.0  # Times that compressed data may expand; beyond, it is a bomb.
 
 
 @dataclasses.dataclass
@@ -134,6 +148,7 @@ class Prepare:
   engine: str = "local"  # local | beam
   beam_runner: str = ""  # "": in this process. Or Flink, Spark, Dataflow: docs/data.md.
   beam_options: tuple[str, ...] = ()  # Further words of Beam's command line.
+  reader: Reader = field(default_factory=Reader)
   max_lost: int = 0  # Records that cannot be read: so many are put on record, one more is an error.
   max_bytes: int = 12_000_000  # pydocs: stop the crawl after so many bytes of text; 0: take all.
   # Steps in order, each a call (data/pipeline/steps.py); configs/data/ holds published lists.
@@ -141,6 +156,23 @@ class Prepare:
   vocab_size: int = 4096
   tokenizer: Tokenizer = field(default_factory=Tokenizer)
   validation: float = 0.05  # Fraction of pages held out, by hash of their address.
+
+  def validate(self) -> None:
+    """Checks the ranges.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    if not 0 < self.validation < 1:
+      raise UserError(f"config.validation must be between 0 and 1, got {self.validation}")
+    if self.workers < 1:
+      raise UserError(f"config.workers must be at least 1, got {self.workers}")
+    if not self.reader.text:
+      raise UserError("config.reader.text must name a column, got none")
+    if self.reader.max_bytes < 1:
+      raise UserError(f"config.reader.max_bytes must be at least 1, got {self.reader.max_bytes}")
+    if not self.reader.max_ratio > 0:
+      raise UserError(f"config.reader.max_ratio must be above 0, got {self.reader.max_ratio}")
 
 
 @dataclasses.dataclass

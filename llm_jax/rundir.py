@@ -92,7 +92,7 @@ def start(
   path = pathlib.Path(workdir)
   resolved = dataclasses.asdict(cfg)
   if (path / "config.json").exists():
-    _check_same(resolved, _read(path / "config.json"), path)
+    _check_same(resolved, _read(path / "config.json"), path, dataclasses.asdict(type(cfg)()))
   launches = _read(path / "info.json") if (path / "info.json").exists() else []
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -156,15 +156,31 @@ def _forget(path: pathlib.Path, before: set[pathlib.Path], made: list[pathlib.Pa
       directory.rmdir()
 
 
-def _check_same(new: Mapping[str, Any], old: Any, path: pathlib.Path) -> None:
+def differences(
+  new: Mapping[str, Any], old: Mapping[str, Any], usual: Mapping[str, Any]
+) -> list[str]:
+  """Returns a line for each field that differs.
+
+  Args:
+    new: a config, as nested dicts.
+    old: one that was read from a file; fields that there were not then have their usual value.
+    usual: the defaults.
+  """
   # Through JSON, so that a tuple equals the list that it became in the file.
-  new, old = flatten(json.loads(json.dumps(new, default=str))), flatten(old)
-  absent = object()
-  differing = [
+  new, usual = (flatten(json.loads(json.dumps(x, default=str))) for x in (new, usual))
+  old, absent = flatten(old), object()
+  added = {name: value for name, value in usual.items() if name not in old}
+  return [
     f"config.{name} is {_show(old, name)} there and {_show(new, name)} now"
     for name in sorted({*new, *old})
-    if new.get(name, absent) != old.get(name, absent)
+    if new.get(name, absent) != (added | old).get(name, absent)
   ]
+
+
+def _check_same(
+  new: Mapping[str, Any], old: Any, path: pathlib.Path, usual: Mapping[str, Any]
+) -> None:
+  differing = differences(new, old, usual)
   if differing:
     more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
     raise UserError(

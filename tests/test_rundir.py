@@ -138,3 +138,17 @@ def test_secrets_are_redacted(text):
 )  # fmt: skip
 def test_other_text_is_left_alone(text):
   assert rundir.redact(text) == text
+
+
+def test_a_field_that_came_later_has_its_default_in_an_older_run(tmp_path):
+  rundir.start(config.Prepare(), tmp_path)
+  path = tmp_path / "config.json"
+  old = json.loads(path.read_text())
+  del old["reader"], old["tokenizer"]["weights"]
+  path.write_text(json.dumps(old))
+  rundir.start(config.Prepare(), tmp_path)
+  path.write_text(json.dumps(old))
+  other = config.Prepare()
+  other.reader.text = "body"
+  with pytest.raises(UserError, match='config.reader.text is absent there and "body" now'):
+    rundir.start(other, tmp_path)

@@ -8,20 +8,28 @@ from llm_jax.data.documents import Document
 from llm_jax.errors import UserError
 
 
-def read(sources: Sequence[str], extractor: str, lost: Counter[str]) -> Iterator[Document]:
+def read(
+  sources: Sequence[str],
+  extractor: str,
+  lost: Counter[str],
+  options: crawl.Options = crawl.DEFAULTS,
+) -> Iterator[Document]:
   """Yields the documents of `sources`; counts in `lost` why pages gave none.
 
   Raises:
     UserError: if a source cannot be read, or there is no such extractor.
   """
   for source in sources:
-    for raw in crawl.read(source):
+    for raw in crawl.read(source, options=options):
       text = raw.body
       if raw.html:
         try:
           text = crawl.extract(raw.body, extractor)
         except UserError:
           raise
+        except TimeoutError:
+          lost["extractor timed out"] += 1
+          continue
         except Exception as e:  # One broken page must not stop a crawl; it is on record.
           lost[f"extractor failed: {type(e).__name__}"] += 1
           continue

@@ -27,6 +27,7 @@ HOW = ("flip", "flips", "cut", "delete", "insert", "repeat", "zeros", "swap")
 _PLACE = re.compile(r"(byte|line|row|rows) \d+( to \d+)?")
 _SLOW = 5.0  # Seconds from which a run hangs.
 _CAP = 1 << 20  # Bytes of a record.
+_OPTIONS = crawl.Options(max_bytes=_CAP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ def check(given: Input, how: str, data: bytes, folder: pathlib.Path) -> Outcome:
   kinds: list[str] = []
   begin = time.perf_counter()
   try:
-    raws = list(crawl.read(path, lost=lost.append, skipped=kinds.append, max_bytes=_CAP))
+    raws = list(crawl.read(path, lost=lost.append, skipped=kinds.append, options=_OPTIONS))
     error = _error(path)
     for raw in raws if "html" in given.name else []:
       for extractor in ("blocks", "trafilatura"):
@@ -172,7 +173,7 @@ def check(given: Input, how: str, data: bytes, folder: pathlib.Path) -> Outcome:
 
 def _error(path: pathlib.Path) -> str:
   try:
-    for _ in crawl.read(path, max_bytes=_CAP):
+    for _ in crawl.read(path, options=_OPTIONS):
       pass
   except UserError as e:
     return str(e)

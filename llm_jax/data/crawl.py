@@ -9,6 +9,7 @@
 The last three may end in "#validation"; else they are read from the split "train".
 """
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -34,10 +35,53 @@ from llm_jax.data.readers.streams import (
 from llm_jax.data.readers.tables import Columns
 from llm_jax.errors import UserError
 
-__all__ = ["SUFFIXES", "Lost", "Raw", "extract", "files", "read", "read_file", "read_lines"]
+__all__ = [
+  "DEFAULTS", "SUFFIXES", "Lost", "Options", "Raw", "extract", "files", "name_of", "read",
+  "read_file", "read_lines",
+]  # fmt: skip
 
 SUFFIXES = (".warc", ".arc", ".wet", ".html", ".htm", ".jsonl", ".txt", ".parquet")
 _SOURCE = re.compile(r"(tfds|tfds_dir|hf):(.+?)(?:#(.+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How records are read: names of columns, and caps.
+
+  Attributes:
+    text: column of JSON lines and tables that holds the text.
+    id: column that holds an id, unique in the source; it may be missing.
+    url: column that holds an address; it may be missing.
+    html: whether the column `text` holds pages of HTML, still to be extracted.
+    max_bytes: of a record, decoded: a page, a line, a text. A larger one is lost. Default 64 MiB.
+    max_ratio: what becomes larger than 64 MiB and so many times larger than it was compressed is
+      taken for a decompression bomb, and the rest of it is lost. Default 200; gzip cannot do more
+      than 1,032, and text that people wrote reaches about 20.
+  """
+
+  text: str = "text"
+  id: str = "id"
+  url: str = "url"
+  html: bool = False
+  max_bytes: int = MAX_BYTES
+  max_ratio: float = MAX_RATIO
+
+  def columns(self) -> Columns:
+    """Returns the names."""
+    return Columns(self.text, self.id, self.url, self.html)
+
+  def limits(self) -> Limits:
+    """Returns the caps.
+
+    Raises:
+      UserError: unless both are positive.
+    """
+    limits = Limits(self.max_bytes, self.max_ratio)
+    limits.check()
+    return limits
+
+
+DEFAULTS = Options()
 
 
 def read(
@@ -45,11 +89,7 @@ def read(
   *,
   lost: Callable[[Lost], None] | None = None,
   skipped: Callable[[str], None] | None = None,
-  text: str = "text",
-  id: str = "id",
-  url: str = "url",
-  max_bytes: int = MAX_BYTES,
-  max_ratio: float = MAX_RATIO,
+  options: Options = DEFAULTS,
 ) -> Iterator[Raw]:
   """Yields the records of a source, in the order of `files` and of each file.
 
@@ -62,28 +102,20 @@ def read(
       lets it be found. None: the first one is an error.
     skipped: gets the kind of each record that is not meant to be read: "request record",
       "status 404", "not HTML".
-    text: column of JSON lines and tables that holds the text.
-    id: column that holds an id, unique in the source; it may be missing.
-    url: column that holds an address; it may be missing.
-    max_bytes: of a record, decoded: a page, a line, a text. A larger one is lost. Default 64 MiB.
-    max_ratio: what becomes larger than 64 MiB and so many times larger than it was compressed is
-      taken for a decompression bomb, and the rest of it is lost. Default 200; gzip cannot do more
-      than 1,032, and text that people wrote reaches about 20.
+    options: columns and caps.
 
   Raises:
     UserError: if there is nothing to read, or a package is missing; without `lost` also if a
       record cannot be read. Says the file, the place, the reason and what to do.
   """
-  limits, columns = Limits(max_bytes, max_ratio), Columns(text, id, url)
-  limits.check()
+  limits, columns = options.limits(), options.columns()
   kind, name, split = _parse(source)
   if kind == "hf":
     events = tables.hugging_face(name, split, limits, columns)
     yield from _records(events, f"hf:{name}", f"hf:{name}#{split}", lost, skipped)
     return
-  folder = pathlib.Path(name)
   for file in files(source):
-    called = file.relative_to(folder).as_posix() if not kind and folder.is_dir() else file.name
+    called = name_of(file, source)
     yield from _records(_events(file, called, limits, columns), file, called, lost, skipped)
 
 
@@ -93,11 +125,7 @@ def read_file(
   *,
   lost: Callable[[Lost], None] | None = None,
   skipped: Callable[[str], None] | None = None,
-  text: str = "text",
-  id: str = "id",
-  url: str = "url",
-  max_bytes: int = MAX_BYTES,
-  max_ratio: float = MAX_RATIO,
+  options: Options = DEFAULTS,
 ) -> Iterator[Raw]:
   """Yields the records of one of `files`, for those who read many at a time.
 
@@ -106,19 +134,13 @@ def read_file(
     name: `source` of its records, and part of the id of those without one: unique in the source.
     lost: as all others, see `read`.
     skipped: see `read`.
-    text: see `read`.
-    id: see `read`.
-    url: see `read`.
-    max_bytes: see `read`.
-    max_ratio: see `read`.
+    options: columns and caps.
 
   Raises:
     UserError: see `read`.
   """
-  limits = Limits(max_bytes, max_ratio)
-  limits.check()
   file = pathlib.Path(file)
-  events = _events(file, name, limits, Columns(text, id, url))
+  events = _events(file, name, options.limits(), options.columns())
   yield from _records(events, file, name, lost, skipped)
 
 
@@ -127,7 +149,7 @@ def read_lines(
   name: str,
   *,
   lost: Callable[[Lost], None] | None = None,
-  max_bytes: int = MAX_BYTES,
+  options: Options = DEFAULTS,
 ) -> Iterator[Raw]:
   """Yields the records of some of the lines of a plain file of JSON lines.
 
@@ -135,17 +157,17 @@ def read_lines(
     part: which lines.
     name: `source` of the records, and part of the id of those without one.
     lost: as all others, see `read`; its `where` is the byte at which the line begins.
-    max_bytes: see `read`.
+    options: columns and the cap on a line.
 
   Raises:
     UserError: see `read`.
   """
-  limits, columns = Limits(max_bytes, MAX_RATIO), Columns()
+  limits, columns = options.limits(), options.columns()
 
   def events() -> Iterator[Event]:
-    for at, line in jsonl.lines(part):
+    for at, line in jsonl.lines(part, limits.max_bytes):
       where = f"byte {at}"
-      if len(line) > max_bytes:
+      if len(line) > limits.max_bytes:
         yield limits.over(where, "the line")
       else:
         yield tables.json_line(line, name, where, limits, columns)
@@ -178,6 +200,12 @@ def files(source: str | pathlib.Path) -> list[pathlib.Path]:
     wanted, packed = " ".join(SUFFIXES), " ".join(CODECS)
     raise UserError(f"{path}: no file that ends in one of {wanted} (then maybe {packed}){hint}")
   return found
+
+
+def name_of(file: pathlib.Path, source: str | pathlib.Path) -> str:
+  """Returns what one of `files` is called as the `source` of its records."""
+  folder = pathlib.Path(source)
+  return file.relative_to(folder).as_posix() if folder.is_dir() else file.name
 
 
 def extract(

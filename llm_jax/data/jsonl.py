@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 from llm_jax.errors import UserError
 
 SHARD = 16_000_000  # Bytes of a range.
+_BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,12 @@ def ranges(path: str | os.PathLike[str], size: int = SHARD) -> list[Range]:
   return [Range(path, i * total // count, (i + 1) * total // count) for i in range(count)]
 
 
-def lines(part: Range) -> Iterator[tuple[int, bytes]]:
+def lines(part: Range, most: int = -1) -> Iterator[tuple[int, bytes]]:
   """Yields (byte at which it starts, line with its newline) of every line that is not blank.
+
+  Args:
+    part: which lines.
+    most: bytes of a line that are read; of a longer one so many and one more. -1: all.
 
   Raises:
     UserError: if the file cannot be read to its end.
@@ -45,12 +50,14 @@ def lines(part: Range) -> Iterator[tuple[int, bytes]]:
         f.seek(at - 1)
         at += len(f.readline()) - 1
       while part.end < 0 or at < part.end:
-        line = f.readline()
+        line = f.readline(most + 1 if most >= 0 else -1)
         if not line:
           break
         if not line.isspace():
           yield at, line
         at += len(line)
+        while not line.endswith(b"\n") and (line := f.readline(_BLOCK)):
+          at += len(line)  # The rest of a line that is too long.
   except (EOFError, zlib.error, gzip.BadGzipFile) as e:
     raise UserError(f"{part.path}: broken gzip file ({e}); fetch it again") from e
   except OSError as e:

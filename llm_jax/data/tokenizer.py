@@ -1,8 +1,7 @@
 """Text to ids and back: one interface for tokenizers that are trained here and for those of others.
 
-SentencePiece models are in tokenizer_sentencepiece.py, tokenizer.json files of Hugging Face in
-tokenizer_huggingface.py; tokenizer_files.py reads and writes both, tokenizer_export.py gives ours
-to Hugging Face's libraries.
+In tokenizers/, SentencePiece models are in pieces.py, tokenizer.json files of Hugging Face in
+huggingface.py; files.py reads and writes both, export.py gives ours to Hugging Face's libraries.
 """
 
 import abc
@@ -68,7 +67,7 @@ class Tokenizer(abc.ABC):
 
   @staticmethod
   def load(directory: str | pathlib.Path) -> "Tokenizer":
-    """Reads what `train` or `tokenizer_files.adopt` wrote.
+    """Reads what `train` or `tokenizers.files.adopt` wrote.
 
     Raises:
       UserError: if the files are missing, damaged, or do not belong together.
@@ -94,7 +93,7 @@ class Tokenizer(abc.ABC):
     Args:
       texts: any strings.
       threads: of the C++ or Rust library, where it encodes whole texts. A table of words (see
-        tokenizer_words.py) is no faster with threads: use processes there.
+        tokenizers/words.py) is no faster with threads: use processes there.
     """
     clean = [text if text.isascii() else SURROGATE.sub("\ufffd", text) for text in texts]
     return self._encode(clean, threads)

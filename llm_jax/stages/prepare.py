@@ -13,17 +13,17 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm_jax import config
+from llm_jax import config, rundir
 from llm_jax.data import crawl, jsonl, pydocs
 from llm_jax.data.documents import SPLITS, Document, split_of
-from llm_jax.data.pipeline import clusters, engines, recipe, shards, steps
+from llm_jax.data.pipeline import aside, clusters, engines, recipe, shards, steps
+from llm_jax.data.tokenizers import shares
 from llm_jax.errors import UserError
 
 _PACKAGES = (
   "warcio trafilatura ftfy xxhash sentencepiece tensorflow-datasets array_record numpy".split()
 )
 _HOW = ("workers", "engine", "beam_runner", "beam_options")  # Fields that change only the time.
-_BUILDING = ".building"
 _WORK = "work"  # Shards on the way; they go at the end.
 
 
@@ -46,7 +46,9 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
     return finished
   _check(cfg)
   begin = time.monotonic()
-  with _building(cfg, root) as building:
+  with aside.building(root, _made_of(cfg)) as building:
+    if (building / _WORK).exists():
+      _log("prepare: goes on where an earlier run stopped")
     walls: dict[str, float] = {}
     manifest, funnel = _build(cfg, building, walls)
     total = round(time.monotonic() - begin, 1)
@@ -73,7 +75,14 @@ def _build(
   inputs = _inputs(source)
   with engines.make(cfg.engine, cfg.workers, cfg.beam_runner, cfg.beam_options) as engine:
     made = recipe.run(
-      cfg.recipe, source, out / _WORK, engine, seed=cfg.seed, max_lost=cfg.max_lost, log=_log
+      cfg.recipe,
+      source,
+      out / _WORK,
+      engine,
+      seed=cfg.seed,
+      max_lost=cfg.max_lost,
+      options=crawl.Options(**dataclasses.asdict(cfg.reader)),
+      log=_log,
     )
     _write_drops(out / "dropped", made)
     splits = _split(cfg, made)
@@ -144,7 +153,7 @@ def _split(cfg: config.Prepare, made: recipe.Made) -> dict[str, int]:
   Raises:
     UserError: if one has none.
   """
-  counts = dict.fromkeys(SPLITS, 0)
+  counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
   for document in _documents(made.documents):
     counts[_split_of(cfg, document)] += 1
   for name, count in counts.items():
@@ -168,12 +177,14 @@ def _tokenizer(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]):
     return tokenizer.Tokenizer.load(directory)
   if own.adopt:
     return files.adopt(own.adopt, directory)
+  documents, weights = _of_split(cfg, paths, "train"), shares.parse(own.weights)
   return tokenizer.train(
-    (d.text for d in _of_split(cfg, paths, "train")),
+    shares.grouped(documents, weights) if weights else (d.text for d in documents),
     directory,
     cfg.vocab_size,
     cfg.seed,
     own.max_bytes,
+    weights=weights or None,
     kind=own.kind,
     split_digits=own.split_digits,
     newlines=own.newlines,
@@ -255,7 +266,7 @@ def _inputs(source: pathlib.Path) -> list[dict[str, Any]]:
   for file in crawl.files(source):
     with open(file, "rb") as f:
       digest = hashlib.file_digest(f, "sha256").hexdigest()
-    name = file.relative_to(source).as_posix() if source.is_dir() else file.name
+    name = crawl.name_of(file, source)
     found.append({"path": name, "bytes": file.stat().st_size, "sha256": digest})
   return found
 
@@ -270,7 +281,7 @@ def _versions() -> dict[str, str]:
 
 def _lasting(cfg: config.Prepare) -> dict[str, Any]:
   """The fields that say what is made; the others say how, and change nothing but the time."""
-  fields = dataclasses.asdict(cfg) | {"recipe": list(cfg.recipe)}
+  fields = json.loads(json.dumps(dataclasses.asdict(cfg)))  # Tuples are lists in a manifest.
   return {k: v for k, v in fields.items() if k not in _HOW}
 
 
@@ -279,61 +290,36 @@ def _finished(cfg: config.Prepare, root: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   manifest = json.loads(path.read_text(encoding="utf-8"))
-  mine, theirs = _lasting(cfg), manifest["config"]
-  if mine != theirs:
-    names = ", ".join(f"{k}={theirs.get(k)!r}" for k in mine if mine[k] != theirs.get(k))
-    raise UserError(f"{root} holds a corpus of another config ({names}); use another --workdir")
+  differing = rundir.differences(_lasting(cfg), manifest["config"], _lasting(config.Prepare()))
+  if differing:
+    raise UserError(
+      f"{root} holds a corpus of another config ({', '.join(differing)}); use another --workdir"
+    )
   return manifest
 
 
 def _check(cfg: config.Prepare) -> None:
   steps.recipe(tuple(cfg.recipe))
-  if not 0 < cfg.validation < 1:
-    raise UserError(f"config.validation must be between 0 and 1, got {cfg.validation}")
-  if cfg.workers < 1:
-    raise UserError(f"config.workers must be at least 1, got {cfg.workers}")
+  cfg.validate()
   engines.check(cfg.engine, cfg.beam_runner)
-  if cfg.source != "pydocs":
-    crawl.files(cfg.source)
+  files = [] if cfg.source == "pydocs" else crawl.files(cfg.source)
+  if cfg.tokenizer.weights:
+    if cfg.tokenizer.adopt:
+      raise UserError("set config.tokenizer.weights or config.tokenizer.adopt, not both")
+    weights = shares.parse(cfg.tokenizer.weights)
+    if files:  # Else their names are not known yet.
+      shares.check(weights, (crawl.name_of(file, cfg.source) for file in files))
 
 
-@contextlib.contextmanager
-def _building(cfg: config.Prepare, root: pathlib.Path) -> Iterator[pathlib.Path]:
-  """The directory in which everything is built: a killed run's, if it was to make the same.
-
-  It stays after a kill or Ctrl-C, and goes when all is done, or when the source is refused.
-  """
-  building, existed = root / _BUILDING, root.exists()
-  mark = building / "building.json"
+def _made_of(cfg: config.Prepare) -> dict[str, Any]:
+  """All that decides what is made: a killed run with the same is gone on with."""
   sources = [] if cfg.source == "pydocs" else crawl.files(cfg.source)
-  made_of = {
-    "config": _lasting(cfg),
-    "versions": _versions(),
-    "sources": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in sources],
-  }
-  if mark.exists() and engines.read_json(mark) == made_of:
-    _log("prepare: goes on where an earlier run stopped")
-  else:
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    engines.write_json(mark, made_of)
-  done = False
-  try:
-    yield building
-    done = True
-  except UserError:
-    done = True
-    raise
-  finally:
-    if done:
-      shutil.rmtree(building, ignore_errors=True)
-      if not existed and not any(root.iterdir()):
-        root.rmdir()
+  return {"config": _lasting(cfg), "versions": _versions(), "sources": aside.facts(sources)}
 
 
 def _move(building: pathlib.Path, root: pathlib.Path) -> None:
   """Moves everything in, the manifest last: it says that the rest is there."""
-  ours = [p for p in building.iterdir() if p.name not in (_WORK, "building.json")]
+  ours = [p for p in building.iterdir() if p.name not in (_WORK, aside.MARK)]
   for path in sorted(ours, key=lambda p: (p.name == "manifest.json", p.name)):
     target = root / path.name
     if target.is_dir():

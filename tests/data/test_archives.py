@@ -33,7 +33,8 @@ def read(tmp_path, data, name="a.warc", **options):
   path = tmp_path / name
   path.write_bytes(data)
   lost, skipped = [], collections.Counter()
-  raws = list(crawl.read(path, lost=lost.append, skipped=lambda k: skipped.update([k]), **options))
+  count, caps = (lambda kind: skipped.update([kind])), crawl.Options(**options)
+  raws = list(crawl.read(path, lost=lost.append, skipped=count, options=caps))
   return raws, lost, dict(skipped)
 
 
@@ -194,8 +195,8 @@ def test_a_record_over_the_cap_is_passed_over_without_being_held(tmp_path, name)
   assert len(raws) == 3 and skipped == {"metadata record": 1}
   assert len(lost) == 1 and "over the cap of 1,048,576 bytes" in lost[0].reason
   assert peak < 5_000_000
-  with pytest.raises(UserError, match="raise max_bytes"):
-    list(crawl.read(tmp_path / name, max_bytes=1 << 20))
+  with pytest.raises(UserError, match="raise config.reader.max_bytes"):
+    list(crawl.read(tmp_path / name, options=crawl.Options(max_bytes=1 << 20)))
 
 
 def test_memory_does_not_grow_with_the_archive(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from llm_jax.data import crawl
+from llm_jax.data import crawl, jsonl
 from llm_jax.data.readers import responses
 from llm_jax.errors import UserError
 
@@ -101,7 +101,8 @@ def test_what_is_lost_is_handed_out_and_the_rest_is_read(tmp_path):
   (tmp_path / "d.html").write_bytes(b"<p>" + b"x" * 500)
   (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 50)[:-4] + b"oops")
   lost = []
-  found = [r.source for r in crawl.read(tmp_path, lost=lost.append, max_bytes=400)]
+  options = crawl.Options(max_bytes=400)
+  found = [r.source for r in crawl.read(tmp_path, lost=lost.append, options=options)]
   assert found == ["a.txt"] + ["e.jsonl.gz"] * 50
   size = [(tmp_path / name).stat().st_size for name in ("c.html.gz", "e.jsonl.gz")]
   assert [(x.source, x.where) for x in lost] == [
@@ -115,6 +116,24 @@ def test_what_is_lost_is_handed_out_and_the_rest_is_read(tmp_path):
   assert lost[1].reason.endswith(lost[3].reason[-29:]) and "rest of the file" in lost[1].reason
   with pytest.raises(UserError, match=r"b\.txt: byte 2: not UTF-8; convert the file"):
     list(crawl.read(tmp_path))
+
+
+def test_every_way_of_reading_takes_the_same_options(tmp_path):
+  path = tmp_path / "a.jsonl"
+  rows = [{"body": "short", "key": 7, "link": "u", "text": "not this"}, {"body": "x" * 500}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  options = crawl.Options("body", "key", "link", max_bytes=400)
+  ways = (
+    lambda lost: crawl.read(path, lost=lost, options=options),
+    lambda lost: crawl.read_file(path, "a.jsonl", lost=lost, options=options),
+    lambda lost: crawl.read_lines(jsonl.Range(str(path)), "a.jsonl", lost=lost, options=options),
+  )
+  for way in ways:
+    lost = []
+    assert list(way(lost.append)) == [crawl.Raw("7", "u", "short", False, "a.jsonl")]
+    assert [x.reason for x in lost] == ["the line is over the cap of 400 bytes"]
+    with pytest.raises(UserError, match=r"cap of 400 bytes; raise config\.reader\.max_bytes"):
+      list(way(None))
 
 
 def test_one_file_at_a_time_gives_the_same(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from llm_jax.data import crawl
+from llm_jax.data import crawl, jsonl
 from llm_jax.data.pipeline import inputs
 from llm_jax.errors import UserError
 
@@ -43,6 +43,24 @@ def test_parts_together_are_the_source(source):
   assert plan == inputs.plan(source)
 
 
+@pytest.mark.parametrize("size", [2000, 1_000_000])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_columns_reach_every_kind_of_part(tmp_path, monkeypatch, compress, size):
+  monkeypatch.setattr(inputs, "_PLAIN", size)
+  monkeypatch.setattr(inputs, "_PACKED", size // 4)
+  path = tmp_path / ("a.jsonl" if compress is bytes else "a.jsonl.gz")
+  data = lines(300).replace('"id"', '"key"').replace('"text"', '"body"').encode()
+  path.write_bytes(compress(data))
+  plan = inputs.plan(path)
+  assert (len(plan) > 1) == (size == 2000)
+  options = crawl.Options("body", "key")
+  found = [raw for part in plan for raw in inputs.read(part, options=options)]
+  assert {raw.id for raw in found} == {f"é{i}" for i in range(300)}
+  assert sum(len(raw.body) for raw in found) == 5 * sum(i % 30 for i in range(300))
+  with pytest.raises(UserError, match=r'no column "text" \(config\.reader\.text\)'):
+    list(inputs.read(plan[0]))
+
+
 def test_a_bad_line_is_lost_once_or_an_error(tmp_path):
   rows = lines(200).split("\n")
   rows[150] = '{"text": 3}'
@@ -65,3 +83,26 @@ def test_a_broken_gzip_is_lost_once(tmp_path):
   found = [raw for part in plan for raw in inputs.read(part, lost.append)]
   assert len(lost) == 1 and lost[0].reason.endswith("the rest of the file is lost")
   assert 1900 < len(found) == len({raw.id for raw in found}) < 2000
+
+
+def test_a_line_over_the_cap_is_passed_over_and_not_held_in_memory(tmp_path):
+  path = tmp_path / "a.jsonl"
+  short = [json.dumps({"id": str(i), "text": f"t{i}"}) + "\n" for i in range(3)]
+  long = json.dumps({"text": "x" * 5_000_000}) + "\n"
+  path.write_text(short[0] + long + short[1] + short[2].rstrip())
+  lost = []
+  options = crawl.Options(max_bytes=1000)
+  found = crawl.read_lines(jsonl.Range(str(path)), "a.jsonl", lost=lost.append, options=options)
+  assert [raw.body for raw in found] == ["t0", "t1", "t2"]
+  assert [(row.where, row.reason) for row in lost] == [
+    (f"byte {len(short[0])}", "the line is over the cap of 1,000 bytes")
+  ]
+  assert max(len(line) for _, line in jsonl.lines(jsonl.Range(str(path)), 1000)) == 1001
+
+
+def test_columns_that_hold_pages(tmp_path):
+  row = {"html": "<html><p>a page</p></html>", "url": "u"}
+  (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+  options = crawl.Options(text="html", html=True)
+  (raw,) = crawl.read(tmp_path, options=options)
+  assert raw.html and raw.body == row["html"] and raw.url == "u"

@@ -19,7 +19,7 @@ C4 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "c4_minim
 
 def read(source, **options):
   lost = []
-  return list(crawl.read(source, lost=lost.append, **options)), lost
+  return list(crawl.read(source, lost=lost.append, options=crawl.Options(**options))), lost
 
 
 def json_lines(tmp_path, *lines):
@@ -32,7 +32,7 @@ def test_each_bad_line_is_lost_and_the_others_are_read(tmp_path):
   bad = {
     2: (b"{", "want a JSON object"),
     3: (b"[1]", "got list"),
-    4: (b'{"txt": "x"}', 'no "text" in it; did you mean "txt"?'),
+    4: (b'{"txt": "x"}', 'no column "text" (config.reader.text); did you mean "txt"?'),
     5: (b'{"text": 1}', "got int"),
     6: (b'{"text": null}', "got NoneType"),
     7: (b'{"text": "\xff"}', "utf-8"),
@@ -48,7 +48,7 @@ def test_each_bad_line_is_lost_and_the_others_are_read(tmp_path):
   for x, (_, reason) in zip(lost, bad.values(), strict=True):
     assert reason in x.reason
   with pytest.raises(UserError, match=r"a\.jsonl:2: want a JSON object: .*; mend it"):
-    list(crawl.read(tmp_path / "a.jsonl", max_bytes=150))
+    list(crawl.read(tmp_path / "a.jsonl", options=crawl.Options(max_bytes=150)))
 
 
 def test_a_deep_line_is_lost(tmp_path):
@@ -62,9 +62,11 @@ def test_columns_of_other_names(tmp_path):
   raws, _ = read(path, text="content", id="doc", url="link")
   assert [(r.body, r.id, r.url) for r in raws] == [("t", "7", "u")]
   raws, lost = read(path, text="contents")
-  assert not raws and lost[0].reason == 'no "contents" in it; did you mean "content"?'
-  with pytest.raises(UserError, match="a.jsonl:1: .*; name it with text="):
-    list(crawl.read(path, text="contents"))
+  missing = 'no column "contents" (config.reader.text); did you mean "content"?'
+  assert not raws and lost[0].reason == missing
+  with pytest.raises(UserError) as error:
+    list(crawl.read(path, options=crawl.Options(text="contents")))
+  assert str(error.value) == f"{path}:1: {missing}; name the one that holds the text"
 
 
 def test_rows_without_ids_have_their_own(tmp_path):
@@ -90,8 +92,9 @@ def test_parquet(tmp_path, parquet):
   assert raws[-1].id == "99" and lost == [
     crawl.Lost("a.parquet", "row 51", '"text" must be a string, got NoneType')
   ]
-  with pytest.raises(UserError, match='no column "body"; there are: id, text; name it with text='):
-    list(crawl.read(tmp_path, text="body"))
+  missing = r'no column "body" \(config.reader.text\); there are: id, text; name the one'
+  with pytest.raises(UserError, match=missing):
+    list(crawl.read(tmp_path, options=crawl.Options(text="body")))
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "binary", "string_view", "dictionary"])

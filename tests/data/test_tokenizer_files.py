@@ -147,6 +147,8 @@ def test_tokenizer_json_gives_the_librarys_ids_and_no_special_ones(tmp_path, kin
   made = byte_level() if kind == "bytes" else scored(kind)
   made.enable_truncation(4)  # Of the file's own doing; a text is never cut here.
   made.save(str(tmp_path / "tokenizer.json"))
+  # Read back: scores of a unigram model are rounded in the file, and ties may break otherwise.
+  made = type(made).from_file(str(tmp_path / "tokenizer.json"))
   made.no_truncation()
   tokenizer = tokenizer_files.adopt(tmp_path, tmp_path / "out")
   special = {"<|endoftext|>"} if kind == "bytes" else {"<s>", "</s>", "<unk>"}
@@ -249,7 +251,7 @@ def test_a_missing_package_and_a_broken_model_are_named(tmp_path, monkeypatch):
 
 def test_a_folder_of_hugging_face_is_not_taken_for_ours(tmp_path):
   (tmp_path / "tokenizer.json").write_text(WORDPIECE)
-  with pytest.raises(UserError, match=r"tokenizer_files\.adopt"):
+  with pytest.raises(UserError, match=r"tools\.tokenizer adopt"):
     Tokenizer.load(tmp_path)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from llm_jax.data.pipeline import engines
 from llm_jax.errors import UserError
 
+MARK = "made_of.json"  # In the folder, it tells what the folder is for.
+
 
 @contextlib.contextmanager
 def building(
@@ -25,7 +27,7 @@ def building(
     name: of the folder.
   """
   folder, existed = root / name, root.exists()
-  mark = folder / "made_of.json"
+  mark = folder / MARK
   if not mark.exists() or engines.read_json(mark) != made_of:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -35,7 +35,6 @@ def plan(source: str | pathlib.Path) -> list[Part]:
   Raises:
     UserError: if there is nothing to read.
   """
-  root = pathlib.Path(source)
   found = crawl.files(source)
   if not found:  # A data set that is no files: it is read as a stream.
     return [Part(((str(source), str(source)),))]
@@ -43,7 +42,7 @@ def plan(source: str | pathlib.Path) -> list[Part]:
   together: list[tuple[str, str]] = []
   size = 0
   for file in found:
-    name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+    name = crawl.name_of(file, source)
     bytes_ = file.stat().st_size
     own = (str(file), name)
     if file.suffix == ".jsonl" and bytes_ > _PLAIN:
@@ -65,6 +64,7 @@ def read(
   part: Part,
   lost: Callable[[crawl.Lost], None] | None = None,
   skipped: Callable[[str], None] | None = None,
+  options: crawl.Options = crawl.DEFAULTS,
 ) -> Iterator[crawl.Raw]:
   """Yields the records of a part.
 
@@ -72,20 +72,21 @@ def read(
     part: of a plan.
     lost: as for `crawl.read`; called by the first part of a file only, for they all read it.
     skipped: likewise.
+    options: as for `crawl.read`.
 
   Raises:
     UserError: as `crawl.read`.
   """
   if part.lines:
-    yield from crawl.read_lines(part.lines, part.files[0][1], lost=lost)
+    yield from crawl.read_lines(part.lines, part.files[0][1], lost=lost, options=options)
     return
   if part.part:
     lost, skipped = (lost and _nothing), None
   for path, name in part.files:
     if path.startswith("hf:"):
-      raws = crawl.read(path, lost=lost, skipped=skipped)
+      raws = crawl.read(path, lost=lost, skipped=skipped, options=options)
     else:
-      raws = crawl.read_file(path, name, lost=lost, skipped=skipped)
+      raws = crawl.read_file(path, name, lost=lost, skipped=skipped, options=options)
     for number, raw in enumerate(raws):
       if number // _BLOCK % part.parts == part.part:
         yield raw

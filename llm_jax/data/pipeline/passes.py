@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llm_jax.data.crawl import Lost, Raw
+from llm_jax.data.crawl import Lost, Options, Raw
 from llm_jax.data.documents import Document, identity
 from llm_jax.data.pipeline import engines, inputs, shards, steps
 from llm_jax.errors import UserError
@@ -76,6 +76,7 @@ def run(
   previous: str,
   seed: int,
   max_lost: int,
+  options: Options,
 ) -> engines.Result:
   """A task: writes `out`.jsonl, `out`.drops.jsonl and the features of the pass's corpus step.
 
@@ -87,6 +88,7 @@ def run(
     previous: `out` of this shard in the pass before.
     seed: of the choice of examples.
     max_lost: 0: the first record that cannot be read is an error; else they are put on record.
+    options: how records are read.
 
   Returns:
     {"rows": the shard's rows of the funnel, "features": seconds, "befores": [[hash, id, address,
@@ -94,9 +96,10 @@ def run(
   """
   own = passes(recipe)[number]
   shard = _Shard(own, seed, max_lost)
-  documents = (
-    shard.read(source) if isinstance(source, inputs.Part) else shard.go_on(source, previous)
-  )
+  if isinstance(source, inputs.Part):
+    documents = shard.read(source, options)
+  else:
+    documents = shard.go_on(source, previous)
   shards.write(f"{out}.jsonl", shard.through(documents))
   shards.write(f"{out}.drops.jsonl", shard.dropped)
   begin = time.perf_counter()
@@ -123,11 +126,11 @@ class _Shard:
     self._pass, self._seed = own, seed
     self._is_html = False  # Whether the document at hand is still to be extracted.
 
-  def read(self, part: inputs.Part) -> Iterator[Document]:
+  def read(self, part: inputs.Part, options: Options) -> Iterator[Document]:
     """The records of a part; a page's text is its HTML until it is extracted."""
     row, begin = self.rows[0], time.perf_counter()
     lose = self._lose if self._max_lost else None
-    for raw in inputs.read(part, lose, self._skip):
+    for raw in inputs.read(part, lose, self._skip, options):
       row.keeps(shards.size(raw.body))
       row.seconds += time.perf_counter() - begin
       self._remember(raw)
@@ -194,6 +197,8 @@ class _Shard:
       text = step.run(document.text)
     except UserError:
       raise
+    except TimeoutError:
+      return document, "extractor timed out"
     except Exception as e:  # One broken page must not stop a crawl; it is on record.
       return document, f"extractor failed: {type(e).__name__}"
     self._is_html = False

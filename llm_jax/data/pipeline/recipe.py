@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from llm_jax.data.crawl import DEFAULTS, Options
 from llm_jax.data.pipeline import engines, inputs, passes, shards
 from llm_jax.data.pipeline.passes import Row
 from llm_jax.data.pipeline.steps import Step
@@ -54,6 +55,7 @@ def run(
   engine: engines.Engine,
   seed: int = 0,
   max_lost: int = 0,
+  options: Options = DEFAULTS,
   log: Callable[[str], None] = lambda line: None,
 ) -> Made:
   """Runs the steps of `recipe` on `source`.
@@ -65,6 +67,7 @@ def run(
     engine: runs the passes.
     seed: of the choice of examples.
     max_lost: records that may be unreadable; they are among the drops, as of step "read".
+    options: how records are read.
     log: gets a line per step.
 
   Raises:
@@ -79,7 +82,7 @@ def run(
   for number, own in enumerate(passes.passes(recipe)):
     names = engines.names(work / f"pass{number}", len(parts))
     tasks = [
-      engines.Task(name, (recipe, number, part, out, seed, max_lost))
+      engines.Task(name, (recipe, number, part, out, seed, max_lost, options))
       for name, part, out in zip(names, parts, outs, strict=True)
     ]
     results = engines.results(engine, passes.run, tasks)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from llm_jax import spec
-from llm_jax.data import crawl, dedup
+from llm_jax.data import crawl, dedup, extraction
 from llm_jax.data.decontaminate import decontaminate, without_overlap
 from llm_jax.data.filters import (
   blocked_urls,
@@ -113,9 +113,15 @@ def recipe(specs: tuple[str, ...]) -> tuple[Step, ...]:
   return tuple(steps)
 
 
-def extract(html: str, extractor: str = "trafilatura") -> str:
-  """The main text of a page, as `crawl.extract`; documents that are text already stay."""
-  return crawl.extract(html, extractor)
+def extract(html: str, extractor: str = "trafilatura", seconds: float = extraction.SECONDS) -> str:
+  """The main text of a page, as `crawl.extract`; documents that are text already stay.
+
+  A page that takes longer than `seconds` goes; 0: no limit. Which pages do is then up to the
+  machine, so two runs may differ in those that come near it.
+  """
+  if not seconds >= 0:
+    raise UserError(f"step extract: seconds must be 0 or more, got {seconds}")
+  return crawl.extract(html, extractor, seconds)
 
 
 def duplicates(threshold: float = 0.7, measure: str = "jaccard", against: str = "") -> CorpusStep:

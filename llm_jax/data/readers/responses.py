@@ -202,9 +202,13 @@ def _unzstd(body: bytes, limits: Limits) -> bytes:
 
 def _checked(out: bytes, taken: int, ended: bool, limits: Limits) -> bytes:
   if len(out) > limits.max_bytes:
-    raise Unreadable(f"its body is over the cap of {limits.max_bytes:,} bytes (max_bytes)")
+    raise Unreadable(
+      f"its body is over the cap of {limits.max_bytes:,} bytes (config.reader.max_bytes)"
+    )
   if limits.bomb(len(out), taken):
-    raise Unreadable(f"its body expands more than {limits.max_ratio:g} times (max_ratio)")
+    raise Unreadable(
+      f"its body expands more than {limits.max_ratio:g} times (config.reader.max_ratio)"
+    )
   if not ended:
     raise Unreadable("the compressed body is cut")
   return out

@@ -91,7 +91,8 @@ class Limits(NamedTuple):
 
   def over(self, where: str, what: str) -> Gone:
     """Returns the event of a record that is over the cap on bytes."""
-    return Gone(where, f"{what} is over the cap of {self.max_bytes:,} bytes", "raise max_bytes")
+    reason = f"{what} is over the cap of {self.max_bytes:,} bytes"
+    return Gone(where, reason, "raise config.reader.max_bytes")
 
 
 class Failure(NamedTuple):
@@ -305,8 +306,9 @@ class Stream:
       self._decoder = None
     for out, begin in zip(self._out, (self._member, 0), strict=True):
       if self._limits.bomb(out, self._raw_at - begin):
-        times = f"expands more than {self._limits.max_ratio:g} times"
-        return self._fail(self._raw_at, f"{times} (max_ratio), as a decompression bomb does")
+        times = f"{self._limits.max_ratio:g} times (config.reader.max_ratio)"
+        reason = f"expands more than {times}, as a decompression bomb does"
+        return self._fail(self._raw_at, reason)
     return True
 
   def _begin(self, codec: Codec) -> bool:

@@ -19,21 +19,34 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _BATCH = 32  # Rows decoded at once.
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _MEND = "mend it"
+_NAME = "name the one that holds the text"
 _MASK = 0xA282EAD8  # TFRecord rotates its checksums and adds this.
 
 
 class Columns(NamedTuple):
-  """What the columns are called that hold a row's text, its id and its address."""
+  """What the columns are called that hold a row's text, its id and its address.
+
+  Attributes:
+    text: of the text.
+    id: of an id.
+    url: of an address.
+    html: whether the text is a page, still to be extracted.
+  """
 
   text: str = "text"
   id: str = "id"
   url: str = "url"
+  html: bool = False
+
+  def missing(self, names: Iterable[str]) -> str:
+    """Returns the line that says that the text is in none of the columns `names`."""
+    return f'no column "{self.text}" (config.reader.text){nearest(self.text, names)}'
 
   def event(self, row: Mapping[str, Any], name: str, where: str, limits: Limits) -> Event:
     """Returns a row's record; `where` is unique in the file `name`."""
     if self.text not in row:
-      return Gone(where, f'no "{self.text}" in it{nearest(self.text, row)}', "name it with text=")
-    text, key, url = (row.get(column) for column in self)
+      return Gone(where, self.missing(row), _NAME)
+    text, key, url = (row.get(column) for column in (self.text, self.id, self.url))
     try:
       text = text.decode("utf-8") if isinstance(text, bytes) else text
     except UnicodeDecodeError as e:
@@ -43,7 +56,7 @@ class Columns(NamedTuple):
     if len(text) > limits.max_bytes:
       return limits.over(where, f'"{self.text}"')
     number = where.partition(" ")[2]
-    return Raw(_string(key) or identity(f"{name}:{number}"), _string(url), text, False, name)
+    return Raw(_string(key) or identity(f"{name}:{number}"), _string(url), text, self.html, name)
 
 
 def json_lines(stream: Stream, name: str, limits: Limits, columns: Columns) -> Iterator[Event]:
@@ -216,17 +229,16 @@ def _parquet(file: pathlib.Path, name: str, limits: Limits, columns: Columns) ->
   with table:
     names = table.schema_arrow.names
     if columns.text not in names:
-      what = f'{file}: no column "{columns.text}"{nearest(columns.text, names)}'
-      raise UserError(f"{what}; name it with text=")
-    wanted = [n for n in dict.fromkeys(columns) if n in names]
+      raise UserError(f"{file}: {columns.missing(names)}; {_NAME}")
+    wanted = [n for n in dict.fromkeys((columns.text, columns.id, columns.url)) if n in names]
     first = 1
     for group in range(table.num_row_groups):
       meta = table.metadata.row_group(group)
       end = first + meta.num_rows
       sizes = [(c.total_uncompressed_size, c.total_compressed_size) for c in _chunks(meta, wanted)]
       if any(limits.bomb(*size) for size in sizes):
-        times = f"they expand more than {limits.max_ratio:g} times (max_ratio)"
-        yield Gone(f"rows {first} to {end - 1}", times, "raise max_ratio")
+        times = f"they expand more than {limits.max_ratio:g} times (config.reader.max_ratio)"
+        yield Gone(f"rows {first} to {end - 1}", times, "raise it")
       else:
         for row in _group(table, group, wanted, errors, range(first, end)):
           found = isinstance(row, Gone)

@@ -80,7 +80,7 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
     meta = json.loads((directory / _META).read_text(encoding="utf-8"))
     if "sha256" not in meta and "model" in meta:
       raise UserError(
-        f"{directory / _META} is of Hugging Face: import it with tokenizer_files.adopt"
+        f"{directory / _META} is of Hugging Face: `python -m tools.tokenizer adopt` imports it"
       )
     kind, expected, ids = meta["kind"], meta["sha256"], meta["ids"]
     name = _HUGGINGFACE if kind == _HF else _MODEL
@@ -198,7 +198,8 @@ def _special_ids(
       ids[name] = found[0]
   ids["unk"] = unk
   if "eos" not in ids:
-    raise UserError(f'{path}: nothing tells which token ends a text; give specials={{"eos": ...}}')
+    hint = "python -m tools.tokenizer adopt --special=eos=TOKEN"
+    raise UserError(f"{path}: nothing tells which token ends a text; name it with `{hint}`")
   ids.setdefault("bos", ids["eos"])
   ids.setdefault("pad", unk if unk >= 0 else ids["eos"])
   added = [name for name in SPECIAL if name not in ids]

@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 class SentencePiece(Tokenizer):
   """A SentencePiece model.
 
-  BPE goes through a table of words (`tokenizer_words.WordEncoder`, same ids, several times the
+  BPE goes through a table of words (`words.WordEncoder`, same ids, several times the
   speed) if the vocabulary allows it; other models go through the library, text by text, and why is
   logged. Unigram is fast enough there.
 

@@ -122,7 +122,7 @@ def fit(texts: Sequence[str], vocab_size: int, rules: Rules) -> bytes:
   """
   buffer = io.BytesIO()
   # With all of ASCII in it, a unigram model spells the name of a token rather than takes it for
-  # the token: tokenizers that keep both in one table (see tokenizer_export) depend on that.
+  # the token: tokenizers that keep both in one table (see export.py) depend on that.
   options: dict[str, Any] = {"required_chars": _ASCII} if rules.kind == "unigram" else {}
   try:
     sentencepiece.SentencePieceTrainer.train(

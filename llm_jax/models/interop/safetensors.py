@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.errors import UserError
@@ -20,7 +20,7 @@ DTYPES: dict[str, np.dtype] = {
   "F64": np.dtype("<f8"),
   "F32": np.dtype("<f4"),
   "F16": np.dtype("<f2"),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "BF16": np.dtype(jnp.bfloat16),
   "I64": np.dtype("<i8"),
   "I32": np.dtype("<i4"),
   "I16": np.dtype("<i2"),

@@ -179,6 +179,11 @@ def parse(argv: Sequence[str], path: str, default: Any) -> tuple[Any, str, bool,
     raise UserError(f"unknown flag --{error.flagname}{hint}") from error
   except flags.Error as error:
     raise UserError(_flag_message(error, default)) from error
+  except (SyntaxError, ValueError) as error:  # Of a tuple that is none.
+    raise UserError(
+      "a field of several values takes a tuple of texts, such as "
+      """--config.recipe='("extract", "duplicates")'"""
+    ) from error
   if stray:
     raise UserError(f'unexpected word "{stray[0]}"; a field is set with --config.FIELD=VALUE')
   overrides = config_flags.get_override_values(values["config"])

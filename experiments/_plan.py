@@ -72,7 +72,7 @@ def _shape(cfg: Any, part: Any) -> tuple[config.Model | None, str]:
     vocab_size, note = config.Prepare().vocab_size, ""
     prepared = pathlib.Path(part.prepared) / "config.json"
     if prepared.exists():
-      vocab_size = json.loads(prepared.read_text())["vocab_size"]
+      vocab_size = json.loads(prepared.read_text()).get("vocab_size", vocab_size)
     else:
       note = f"a vocabulary of {vocab_size} is assumed, as {part.prepared} is not prepared yet"
     return dataclasses.replace(part.model, vocab_size=vocab_size), note
@@ -95,7 +95,7 @@ def _mixture(part: config.Stage) -> str:
   own = part.mixture
   planned = blend.blend(
     own.sources, own.weights, own.preset, own.max_epochs,
-    steps=part.steps, batch=part.batch, length=part.length, seed=part.seed,
+    steps=part.steps, batch=part.batch, length=part.length, seed=part.seed, strategy=part.packing,
   )  # fmt: skip
   return mixture.table(planned.shares)
 

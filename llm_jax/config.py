@@ -8,6 +8,9 @@ from dataclasses import field
 
 from llm_jax.errors import UserError, nearest
 
+# Fields that change nothing but the time: a run may go on with others.
+HOW = ("workers", "engine", "beam_runner", "beam_options")
+
 
 @dataclasses.dataclass(unsafe_hash=True)  # A static argument of compiled functions.
 class Model:
@@ -47,6 +50,8 @@ class Model:
   bias: bool = False  # Of attention and MLP.
   embedding_scale: float = 1.0
   tied: bool = True
+  tied_scale: float = 0.0  # Of the states before a tied head (T5); 0: 1.
+  encoder_layers: int = 0  # Of an encoder-decoder; 0: a decoder alone.
   dropout: float = 0.0
   scan: bool = False  # lax.scan over layers: flat compile time, stacked parameters.
   remat: str = "none"  # none | full | dots
@@ -69,6 +74,14 @@ class Optimizer:
   eps: float = 1e-8
   weight_decay: float = 0.0  # On matrices only.
   clip: float = 1.0  # Global gradient norm; 0: none.
+
+  def validate(self) -> None:
+    """Raises UserError, in one line that names the field, for what cannot be."""
+    known = {"name": ("adamw", "muon"), "schedule": ("constant", "linear", "cosine", "wsd")}
+    for name, values in known.items():
+      value = getattr(self, name)
+      if value not in values:
+        raise UserError(f'config.{name}="{value}" is unknown{nearest(value, values)}')
 
 
 @dataclasses.dataclass
@@ -108,6 +121,8 @@ class Stage:
     for name in ("steps", "batch", "accum", "length", "log_every", "checkpoint_every", "keep"):
       if getattr(self, name) < 1:
         raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+    if self.seed < 0:
+      raise UserError(f"config.seed must not be negative, got {self.seed}")
     if self.batch % self.accum:
       raise UserError(f"config.batch={self.batch} must be a multiple of config.accum={self.accum}")
 
@@ -158,15 +173,14 @@ class Prepare:
   validation: float = 0.05  # Fraction of pages held out, by hash of their address.
 
   def validate(self) -> None:
-    """Checks the ranges.
-
-    Raises:
-      UserError: one line that names the field.
-    """
+    """Raises UserError, in one line that names the field, for what cannot be."""
     if not 0 < self.validation < 1:
       raise UserError(f"config.validation must be between 0 and 1, got {self.validation}")
-    if self.workers < 1:
-      raise UserError(f"config.workers must be at least 1, got {self.workers}")
+    if self.workers < 1 or self.seed < 0:
+      raise UserError(
+        "config.workers must be at least 1 and config.seed not negative, got "
+        f"{self.workers} and {self.seed}"
+      )
     if not self.reader.text:
       raise UserError("config.reader.text must name a column, got none")
     if self.reader.max_bytes < 1:
@@ -186,11 +200,7 @@ class Pack:
   workers: int = 2  # Processes.
 
   def validate(self) -> None:
-    """Checks the ranges.
-
-    Raises:
-      UserError: one line that names the field.
-    """
+    """Raises UserError, in one line that names the field, for what cannot be."""
     if self.length < 2 or self.workers < 1:
       raise UserError(
         "config.length must be at least 2 and config.workers at least 1, got "
@@ -209,6 +219,13 @@ class Mixture:
   weights: tuple[str, ...] = ()  # "web=3, books=1", then maybe "5000: web=1, books=1"; (): by size.
   preset: str = ""  # gpt3 | llama1 | pile: their weights, for sources of their names.
   max_epochs: float = 4.0  # Over one source.
+
+  def validate(self) -> None:
+    """Raises UserError, in one line that names the field, for what cannot be."""
+    if (self.weights or self.preset) and not self.sources:
+      raise UserError("config.weights and config.preset are of config.sources, and there are none")
+    if not self.max_epochs > 0:
+      raise UserError(f"config.max_epochs must be above 0, got {self.max_epochs}")
 
 
 @dataclasses.dataclass
@@ -253,11 +270,7 @@ class Sampling:
   max_new: int = 40
 
   def validate(self) -> None:
-    """Checks the ranges.
-
-    Raises:
-      UserError: one line that names the fields.
-    """
+    """Raises UserError, in one line that names the field, for what cannot be."""
     if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new < 1:
       raise UserError(
         "config.temperature and config.top_k must not be negative, config.top_p in (0, 1] and "

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_jax import config
 from llm_jax.errors import UserError
 
 PACKAGES = (
@@ -174,6 +175,7 @@ def differences(
     f"config.{name} is {_show(old, name)} there and {_show(new, name)} now"
     for name in sorted({*new, *old})
     if new.get(name, absent) != (added | old).get(name, absent)
+    and name.split(".")[-1] not in config.HOW
   ]
 
 

@@ -176,7 +176,8 @@ def pack_documents(
   """
   chunks = Chunks(TokenSource(path), length)
   dataset = packing.shuffled(chunks, seed, epochs, shuffle)
-  return packing.pack(dataset, length, batch, seed, strategy, shuffle)
+  bins = chunks.predictions // (8 * length)  # Else a small corpus has several epochs in them.
+  return packing.pack(dataset, length, batch, seed, strategy, shuffle, bins)
 
 
 class Fill(NamedTuple):

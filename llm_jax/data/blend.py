@@ -8,6 +8,7 @@ rows that `experiments.pack` wrote. What is read at which step is planned from s
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from llm_jax.data import mixture, packing, rows
 from llm_jax.errors import UserError, nearest
 
+_SAMPLE = 20_000  # Chunks by which the fill of rows is estimated.
 _Phases = list[tuple[int, dict[str, float]]]
 
 
@@ -80,6 +82,7 @@ def blend(
   batch: int,
   length: int,
   seed: int = 0,
+  strategy: str = "first_fit",
 ) -> Blend:
   """Plans what a run reads.
 
@@ -94,6 +97,7 @@ def blend(
     batch: B, rows of a step.
     length: T.
     seed: of the orders.
+    strategy: how documents are packed, which decides how full rows are.
 
   Raises:
     UserError: if a source is missing, tokenizers or lengths differ, names do not match, or the
@@ -104,14 +108,25 @@ def blend(
   found = {name: _open(place, length) for name, place in places.items()}
   _check_kinds(found, places)
   sizes = {name: source.predictions for name, source in found.items()}
+  fill = {name: _fill(source, length, strategy) for name, source in found.items()}
   phases = _phases(weights, preset, sizes)
-  if len(phases) > 1:
-    schedule = mixture.Schedule(phases, batch, seed)
-    shares = schedule.plan(sizes, steps, length, max_epochs)
-  else:
-    shares = mixture.plan(sizes, phases[0][1], steps * batch * length, max_epochs)
-    schedule = mixture.Schedule([(0, {n: s.share for n, s in shares.items()})], batch, seed)
-  return Blend(found, schedule, shares, length, seed)
+  shares = {}
+  if len(phases) == 1 and not phases[0][0]:
+    shares = _capped(sizes, phases[0][1], max_epochs, steps * batch * length, fill)
+    phases = [(0, {name: share.share for name, share in shares.items()})]
+  # Weights are of tokens, a schedule is of rows: a source with more padding needs more of them.
+  by_row = [(step, {n: w / fill[n] for n, w in own.items()}) for step, own in phases]
+  schedule = mixture.Schedule(by_row, batch, seed)
+  real = schedule.plan(sizes, steps, length, max_epochs, fill)
+  real = {
+    name: dataclasses.replace(
+      share,
+      weight=shares[name].weight if shares else share.weight,
+      capped=bool(shares) and shares[name].capped,
+    )
+    for name, share in real.items()
+  }
+  return Blend(found, schedule, real, length, seed)
 
 
 def named(entries: Sequence[str]) -> dict[str, pathlib.Path]:
@@ -122,9 +137,9 @@ def named(entries: Sequence[str]) -> dict[str, pathlib.Path]:
   """
   found: dict[str, pathlib.Path] = {}
   for entry in entries:
-    name, mark, path = entry.partition("=")
+    name, mark, path = (part.strip() for part in entry.partition("="))
     if not mark or "/" in name:
-      name, path = pathlib.Path(entry).name, entry
+      name, path = pathlib.Path(entry).name, entry.strip()
     if name in found:
       raise UserError(f'two sources are called "{name}": write name=directory for each')
     found[name] = pathlib.Path(path)
@@ -141,9 +156,12 @@ def parse_weights(text: str) -> dict[str, float]:
   for part in text.split(","):
     name, _, value = (word.strip() for word in part.partition("="))
     try:
-      found[name] = float(value)
+      weight = float(value)
     except ValueError as error:
       raise UserError(f'weights "{text}" must be like "web=3, books=1"') from error
+    if name in found or not math.isfinite(weight):
+      raise UserError(f'weights "{text}": one finite number for each source, "{name}" has another')
+    found[name] = weight
   return found
 
 
@@ -174,6 +192,30 @@ def _open(directory: pathlib.Path, length: int) -> packing.Chunks | rows.RowSour
       "agree"
     )
   return source
+
+
+def _fill(source: packing.Chunks | rows.RowSource, length: int, strategy: str) -> float:
+  """Returns the part of a source's rows that is no padding; of documents by a sample."""
+  if isinstance(source, rows.RowSource):
+    return source.predictions / (len(source) * length)
+  if strategy == "concat" or not len(source):
+    return 1.0
+  return rows.best_fill(source.sizes()[:: max(1, len(source) // _SAMPLE)], length)
+
+
+def _capped(
+  sizes: Mapping[str, int],
+  weights: Mapping[str, float],
+  max_epochs: float,
+  places: int,
+  fill: Mapping[str, float],
+) -> dict[str, mixture.Share]:
+  """Divides what fits into so many places, of which padding takes its part."""
+  tokens = float(places)
+  for _ in range(5):  # Shares and padding depend on each other, weakly.
+    shares = mixture.plan(sizes, weights, tokens, max_epochs)
+    tokens = places / sum(share.share / fill[name] for name, share in shares.items())
+  return shares
 
 
 def _check_tokenizers(places: Mapping[str, pathlib.Path]) -> None:

@@ -192,7 +192,11 @@ def files(source: str | pathlib.Path) -> list[pathlib.Path]:
   if path.is_file():
     found = [path] if _kind(path) else []
   else:
+    if (path / ".building").exists():
+      raise UserError(f"{path} is of a run that is not finished: finish it, or name another source")
     found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in SUFFIXES)
+    hidden = (any(part.startswith(".") for part in p.relative_to(path).parts) for p in found)
+    found = [p for p, away in zip(found, hidden, strict=True) if not away]
   if not found:
     hint = (
       "; it holds metadata, the text is in the .warc or .wet" if ".wat" in path.suffixes else ""

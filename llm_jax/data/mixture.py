@@ -9,6 +9,7 @@ Letters: B rows of a step, K sources.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-_BLOCK = 10_000  # Rows in which every source has its exact share: weights count to 0.01 %.
+# Rows in which every source has its exact share; more of them where a source is very small.
+_BLOCK, _MOST = 10_000, 1_000_000
+_LEAST = 10  # Rows of a block that the smallest source should have.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Schedule:
     phases: (first step, {source: weight}), the first from step 0 on, steps rising: a curriculum.
       Weights need not add up to 1; a source that a phase leaves out is not read in it.
     batch: B, rows of a step.
-    seed: of the order within a block of 10,000 rows.
+    seed: of the order within a block of 10,000 rows, or of a million at most for small weights.
 
   Attributes:
     names: K sources, in the order in which they first occur.
@@ -128,18 +131,18 @@ class Schedule:
     _check_phases(self._phases, batch)
     self.names = tuple(dict.fromkeys(name for _, weights in self._phases for name in weights))
     self._starts = np.array([step for step, _ in self._phases])
-    self._quotas = [
-      _apportioned(np.array([weights.get(name, 0.0) for name in self.names]))
-      for _, weights in self._phases
-    ]
+    weights = [np.array([own.get(name, 0.0) for name in self.names]) for _, own in self._phases]
+    self._blocks = [_block_size(weights_K) for weights_K in weights]
+    self._quotas = [_apportioned(*pair) for pair in zip(weights, self._blocks, strict=True)]
     self._order = functools.lru_cache(maxsize=4)(self._block_order)
 
   def sources(self, step: int) -> np.ndarray:
     """Returns the source of each row of a step, int64 [B], as an index into `names`."""
     phase = self._phase(step)
     rows = (step - self._starts[phase]) * self.batch + np.arange(self.batch)
-    blocks = rows // _BLOCK
-    found = [self._order(phase, int(b))[rows[blocks == b] % _BLOCK] for b in np.unique(blocks)]
+    size = self._blocks[phase]
+    blocks = rows // size
+    found = [self._order(phase, int(b))[rows[blocks == b] % size] for b in np.unique(blocks)]
     return np.concatenate(found)
 
   def counts(self, step: int) -> np.ndarray:
@@ -155,14 +158,16 @@ class Schedule:
     steps: int,
     length: int,
     max_epochs: float | Mapping[str, float] = 4.0,
+    fill: Mapping[str, float] | None = None,
   ) -> dict[str, Share]:
-    """Returns what each source gives in so many steps, for `table`; rows count as full.
+    """Returns what each source gives in so many steps, for `table`.
 
     Args:
       sizes: tokens of each source.
       steps: of the run.
       length: T, tokens of a row.
-      max_epochs: cap on the passes over each source, or over all of them.
+      max_epochs: cap on the passes over each source, or over all of them; two rows more are none.
+      fill: of a source's rows, the part that is no padding; None: rows are full.
 
     Raises:
       UserError: if the sources differ from the schedule's, or one is read more often than its cap.
@@ -171,18 +176,20 @@ class Schedule:
       raise UserError(f"the schedule is of sources {sorted(self.names)}, got {sorted(sizes)}")
     spans = np.diff(np.minimum([*self._starts, steps], steps))
     out = {}
-    for name, rows in zip(self.names, self.counts(steps), strict=True):
+    fill = fill or dict.fromkeys(self.names, 1.0)
+    rows = zip(self.names, self.counts(steps).tolist(), strict=True)
+    given = {name: count * length * fill[name] for name, count in rows}
+    for name, tokens in given.items():
       asked = [w.get(name, 0.0) / sum(w.values()) for _, w in self._phases]
-      tokens = float(rows * length)
       epochs = tokens / sizes[name] if sizes[name] else float("inf")
       cap = max_epochs[name] if isinstance(max_epochs, Mapping) else max_epochs
-      if epochs > cap:
+      if tokens > cap * sizes[name] + 2 * length:
         raise UserError(
           f"source {name!r} is read {epochs:.2f} times in {steps} steps, and its cap is {cap}: "
           "lower its weight, raise max_epochs, add data, or train for fewer steps"
         )
       weight = float(np.dot(asked, spans) / steps)
-      out[name] = Share(weight, float(rows / (steps * self.batch)), tokens, epochs, False)
+      out[name] = Share(weight, tokens / sum(given.values()), tokens, epochs, False)
     return out
 
   def identity(self) -> dict[str, Any]:
@@ -195,7 +202,7 @@ class Schedule:
 
   def _before(self, phase: int, rows: int) -> np.ndarray:
     """Returns rows of each source among the first `rows` of a phase, int64 [K]."""
-    block, rest = divmod(int(rows), _BLOCK)
+    block, rest = divmod(int(rows), self._blocks[phase])
     counts = block * self._quotas[phase]
     if rest:
       counts = counts + np.bincount(self._order(phase, block)[:rest], minlength=len(self.names))
@@ -208,7 +215,7 @@ class Schedule:
     """Returns the source of each row of a block, int64: each source's rows are evenly apart."""
     quotas = self._quotas[phase]
     kinds = np.repeat(np.arange(len(quotas)), quotas)
-    number = np.arange(_BLOCK) - np.repeat(np.cumsum(quotas) - quotas, quotas)
+    number = np.arange(len(kinds)) - np.repeat(np.cumsum(quotas) - quotas, quotas)
     key = np.array([self._seed, phase, block], np.int64).astype(np.uint64)
     salt = functools.reduce(lambda a, b: words.mix(a + b), key, np.zeros(1, np.uint64))
     starts = words.mix(salt + np.arange(1, len(quotas) + 1, dtype=np.uint64)) / 2.0**64
@@ -242,15 +249,21 @@ def scheduled(
   for i, name in enumerate(schedule.names):
     own = seed * len(schedule.names) + i
     dataset = packing.shuffled(sources[name], own, epochs=-1)
-    streams[name] = packing.pack(dataset, length, 1, own, strategy)
-  return ScheduledStream(streams, schedule)
+    # Open rows of a small source would hold several of its epochs, and mix them.
+    bins = sources[name].predictions // (8 * length)
+    streams[name] = packing.pack(dataset, length, 1, own, strategy, bins=bins)
+  sizes = {name: source.predictions for name, source in sources.items()}
+  return ScheduledStream(streams, schedule, sizes)
 
 
 class ScheduledStream(Iterator[dict[str, np.ndarray]]):
   """Endless LM batches [B, T] whose rows come from several streams of one row each."""
 
-  def __init__(self, streams: Mapping[str, packing.Stream], schedule: Schedule):
+  def __init__(
+    self, streams: Mapping[str, packing.Stream], schedule: Schedule, sizes: Mapping[str, int]
+  ):
     self._streams, self._schedule, self._step = dict(streams), schedule, 0
+    self._of = {**schedule.identity(), "sizes": dict(sizes)}
 
   def __next__(self) -> dict[str, np.ndarray]:
     names = [self._schedule.names[k] for k in self._schedule.sources(self._step)]
@@ -261,7 +274,7 @@ class ScheduledStream(Iterator[dict[str, np.ndarray]]):
   def get_state(self) -> dict[str, Any]:
     """Returns where the stream is; JSON-able."""
     states = {name: stream.get_state() for name, stream in self._streams.items()}
-    return {"step": self._step, "of": self._schedule.identity(), "streams": states}
+    return {"step": self._step, "of": self._of, "streams": states}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes to where `get_state` was called on a stream that was made with the same arguments.
@@ -269,8 +282,11 @@ class ScheduledStream(Iterator[dict[str, np.ndarray]]):
     Raises:
       UserError: if the state is of another schedule.
     """
-    if state["of"] != self._schedule.identity():
-      raise UserError(f"the schedule was {state['of']}, and is {self._schedule.identity()} now")
+    if state["of"] != self._of:
+      raise UserError(
+        "the mixture or one of its corpora is another than when the run began: use another workdir "
+        f"({state['of']} then, {self._of} now)"
+      )
     self._step = int(state["step"])
     for name, stream in self._streams.items():
       stream.set_state(state["streams"][name])
@@ -307,17 +323,27 @@ def _check_phases(phases: Sequence[tuple[int, Mapping[str, float]]], batch: int)
   if not steps or steps[0] != 0 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
     raise UserError(f"phases of a schedule must start at step 0 and rise, got {steps}")
   for step, weights in phases:
-    if not all(weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+    finite = all(weight >= 0 and math.isfinite(weight) for weight in weights.values())
+    if not finite or not sum(weights.values()) > 0:
       raise UserError(f"weights from step {step} on must be >= 0, one above, got {dict(weights)}")
   if batch < 1:
     raise UserError(f"a schedule needs rows in a step, got batch={batch}")
 
 
-def _apportioned(weights_K: np.ndarray) -> np.ndarray:
+def _block_size(weights_K: np.ndarray) -> int:
+  """Returns in how many rows the smallest weight is a few."""
+  least = (weights_K[weights_K > 0] / weights_K.sum()).min()
+  size = _BLOCK
+  while size < _MOST and least * size < _LEAST:
+    size *= 10
+  return size
+
+
+def _apportioned(weights_K: np.ndarray, size: int) -> np.ndarray:
   """Divides a block's rows by weight, int64 [K]; whoever has a weight gets a row."""
-  exact = weights_K / weights_K.sum() * _BLOCK
+  exact = weights_K / weights_K.sum() * size
   quotas = np.maximum(np.floor(exact), weights_K > 0).astype(np.int64)
-  over = int(quotas.sum()) - _BLOCK
+  over = int(quotas.sum()) - size
   if over > 0:  # Rows of the very small ones come from the largest.
     quotas[np.argmax(quotas)] -= over
   else:

@@ -102,6 +102,7 @@ def pack(
   seed: int = 0,
   strategy: str = "first_fit",
   shuffle: bool = True,
+  bins: int = _BINS,
 ) -> "Stream":
   """Packs items into rows and rows into LM batches (llm_jax/data/batches.py).
 
@@ -113,6 +114,7 @@ def pack(
     strategy: "first_fit" leaves items whole and pads; "best_fit" too, into the fullest row that
       has room (arXiv:2404.10830); "concat" cuts items at the ends of rows and pads nothing.
     shuffle: False gives packed rows out in the order in which they were opened.
+    bins: rows that are open at once, up to 256; at least `batch` and one.
 
   Returns:
     An iterator; `set_state(get_state())` goes on with exactly the same batches.
@@ -130,7 +132,7 @@ def pack(
       if strategy == "first_fit"
       else grain.experimental.BestFitPackIterDataset
     )
-    bins = max(_BINS, batch)
+    bins = max(min(bins, _BINS), batch, 1)
     rows = packer(
       rows, length_struct=lengths, num_packing_bins=bins, seed=seed, shuffle_bins=shuffle
     )

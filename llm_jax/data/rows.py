@@ -200,11 +200,15 @@ class RowStream(Iterator[dict[str, np.ndarray]]):
       UserError: if the state is of other rows, another batch, seed or schedule.
     """
     if state["of"] != self._identity():
-      raise UserError(f"the stream was {state['of']}, and is {self._identity()} now")
+      raise UserError(
+        "the mixture or one of its corpora is another than when the run began: use another workdir "
+        f"({state['of']} then, {self._identity()} now)"
+      )
     self._step = int(state["step"])
 
   def _identity(self) -> dict[str, Any]:
-    rows = {n: len(s) for n, s in zip(self._schedule.names, self._sources, strict=True)}
+    named = zip(self._schedule.names, self._sources, strict=True)
+    rows = {name: [len(source), source.predictions] for name, source in named}
     return {"rows": rows, "seed": self._seed, "schedule": self._schedule.identity()}
 
 
@@ -231,6 +235,12 @@ def shuffled(places: np.ndarray, size: int, *key: int) -> np.ndarray:
     out[todo] = left << bits | right
     todo = todo[out[todo] >= np.uint64(size)]
   return out.astype(np.int64)
+
+
+def best_fill(sizes: np.ndarray, length: int) -> float:
+  """Returns how full rows of `length` are that items of `sizes` [N] are packed into, best fit."""
+  count = sum(1 for _ in _best_fit(sizes, np.arange(len(sizes)), length))
+  return float(sizes.sum()) / (count * length)
 
 
 def _hashed(*key: int) -> np.uint64:

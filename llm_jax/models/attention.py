@@ -138,6 +138,7 @@ class Attention(nn.Module):
     cap: of the scores; 0: none.
     out_scale: factor on the initial standard deviation of the output projection.
     dtype: compute dtype.
+    causal: whether later keys are out of sight.
   """
 
   heads: int
@@ -153,9 +154,10 @@ class Attention(nn.Module):
   cap: float = 0.0
   out_scale: float = 1.0
   dtype: str = "float32"
+  causal: bool = True
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context, kv=None, window=NO_WINDOW):
+  def __call__(self, x_BTD, context: Context, kv=None, window=NO_WINDOW, memory=None):
     """Attends.
 
     Args:
@@ -163,6 +165,7 @@ class Attention(nn.Module):
       context: what all layers share.
       kv: this layer's (keys, values) of a cache, or None.
       window: tokens that a query sees.
+      memory: [B, S, D] that keys and values are of, an encoder's output; None: `x_BTD`.
 
     Returns:
       [B, T, D], and the updated pair.
@@ -170,18 +173,19 @@ class Attention(nn.Module):
     batch, length, width = x_BTD.shape
     layer = functools.partial(dense, dtype=self.dtype)
     x_MD = x_BTD.reshape(-1, width)  # One row axis: the backward matmul needs no transposition.
+    source_MD = x_MD if memory is None else memory.reshape(-1, width)
 
-    def project(name: str, heads: int, axis: str) -> jax.Array:
+    def project(name: str, heads: int, axis: str, x_MD: jax.Array) -> jax.Array:
       own = layer(
         heads * self.head_dim, ("embed", axis), bias=self.bias or self.qkv_bias, name=name
       )
       y = own(x_MD)
       y = jnp.clip(y, -self.qkv_clip, self.qkv_clip) if self.qkv_clip else y
-      return y.reshape(batch, length, heads, self.head_dim)
+      return y.reshape(batch, -1, heads, self.head_dim)
 
-    q_BTHK = project("q", self.heads, "heads")
-    k_BTNK = project("k", self.kv_heads, "kv")
-    v_BTNK = project("v", self.kv_heads, "kv")
+    q_BTHK = project("q", self.heads, "heads", x_MD)
+    k_BTNK = project("k", self.kv_heads, "kv", source_MD)
+    v_BTNK = project("v", self.kv_heads, "kv", source_MD)
     if self.qk_norm:
       norm = functools.partial(Norm, axis="head_dim", eps=self.norm_eps, offset=self.norm_offset)
       q_BTHK, k_BTNK = norm(name="q_norm")(q_BTHK), norm(name="k_norm")(k_BTNK)
@@ -205,6 +209,7 @@ class Attention(nn.Module):
       cap=self.cap,
       bias=context.bias,
       window=window,
+      causal=self.causal,
     )
     out = layer(width, ("heads", "embed"), bias=self.bias, scale=self.out_scale, name="o")
     return out(mixed_BTHK.reshape(batch * length, -1)).reshape(x_BTD.shape), kv

@@ -25,12 +25,16 @@ class Block(nn.Module):
 
   Attributes:
     cfg: the decoder's shape, its zeros worked out.
+    causal: whether later tokens are out of sight; False in an encoder.
+    cross: whether it attends to an encoder's output too, between attention and MLP.
   """
 
   cfg: config.Model
+  causal: bool = True
+  cross: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context, kv=None, window=NO_WINDOW):
+  def __call__(self, x_BTD, context: Context, kv=None, window=NO_WINDOW, memory=None, seen=None):
     """Runs the layer.
 
     Args:
@@ -38,16 +42,22 @@ class Block(nn.Module):
       context: what all layers share.
       kv: this layer's (keys, values) of a cache, or None.
       window: tokens that it sees.
+      memory: [B, S, D], an encoder's output, if `cross`.
+      seen: the context of attention to it.
 
     Returns:
       [B, T, D], and the updated pair.
     """
     cfg = self.cfg
     normed_BTD = self._norm("attention_norm")(x_BTD)
-    y_BTD, kv = self._attention()(normed_BTD, context, kv, window)
+    y_BTD, kv = self._attention("attention", self.causal)(normed_BTD, context, kv, window)
     y_BTD = self._finish(y_BTD, "attention_post_norm")
     if not cfg.parallel:
       x_BTD = x_BTD + y_BTD
+    if self.cross:
+      normed_BTD = self._norm("cross_norm")(x_BTD)
+      y_BTD, _ = self._attention("cross", False)(normed_BTD, seen, memory=memory)
+      x_BTD = x_BTD + self._finish(y_BTD, "cross_post_norm")
     if cfg.parallel != "one":
       normed_BTD = self._norm("mlp_norm")(x_BTD)
     feed = layers.Mlp(
@@ -66,7 +76,7 @@ class Block(nn.Module):
     return make_norm(self.cfg, name)
 
   @nn.nowrap
-  def _attention(self) -> Attention:
+  def _attention(self, name: str, causal: bool) -> Attention:
     cfg = self.cfg
     return Attention(
       heads=cfg.heads,
@@ -82,7 +92,8 @@ class Block(nn.Module):
       cap=cfg.attention_cap,
       out_scale=self._out_scale,
       dtype=cfg.dtype,
-      name="attention",
+      causal=causal,
+      name=name,
     )
 
   def _finish(self, y_BTD: jax.Array, name: str) -> jax.Array:

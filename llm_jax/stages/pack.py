@@ -26,13 +26,16 @@ def run(cfg: config.Pack, workdir: str | pathlib.Path) -> dict[str, Any]:
   """
   root, prepared = pathlib.Path(workdir), pathlib.Path(cfg.prepared)
   done = root / "manifest.json"
-  if done.exists():
-    print(f"pack: {root} is complete", flush=True)
-    return json.loads(done.read_text())
   kind = blend.tokenizer_of(prepared)
   files = records.files(prepared / "tokens" / "train")
   parts, made_of = _parts(files), {"tokenizer": kind, "files": aside.facts(files)}
   made_of["config"] = dataclasses.asdict(cfg) | {"workers": 0}  # They change nothing but the time.
+  if done.exists():
+    manifest = json.loads(done.read_text())
+    if manifest["made_of"] != made_of:
+      raise UserError(f"{root} holds rows of another corpus or config: use another --workdir")
+    print(f"pack: {root} is complete", flush=True)
+    return manifest
   with aside.building(root, made_of) as building, engines.Local(cfg.workers) as engine:
     outs = engines.names(building / "rows", len(parts))
     tasks = [
@@ -55,6 +58,7 @@ def run(cfg: config.Pack, workdir: str | pathlib.Path) -> dict[str, Any]:
       "predictions": real,
       "padding": 1 - real / (count * cfg.length),
       "tokenizer": kind,
+      "made_of": made_of,
     }
     shutil.copytree(prepared / "tokenizer", building / "tokenizer", dirs_exist_ok=True)
     for name in ("rows", "tokenizer"):

@@ -23,7 +23,6 @@ from llm_jax.errors import UserError
 _PACKAGES = (
   "warcio trafilatura ftfy xxhash sentencepiece tensorflow-datasets array_record numpy".split()
 )
-_HOW = ("workers", "engine", "beam_runner", "beam_options")  # Fields that change only the time.
 _WORK = "work"  # Shards on the way; they go at the end.
 
 
@@ -56,9 +55,8 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
     spent = {row.step: round(row.seconds, 2) for row in funnel}
     timing = {"seconds": total, "steps": spent, "stages": walls}
     engines.write_json(building / "timing.json", timing)
-    (building / "manifest.json").write_text(
-      json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (building / "manifest.json").write_bytes(text.encode("utf-8", "replace"))
     _move(building, root)
   _log(f"prepare: done in {total} s")
   return manifest
@@ -101,6 +99,7 @@ def _build(
   manifest = {
     "config": _lasting(cfg),
     "inputs": inputs,
+    "references": [_hashed(file, str(file)) for file in _references(cfg)],
     "versions": _versions(),
     "seed": cfg.seed,
     "funnel": _funnel(made, coder, tokens, size),
@@ -262,13 +261,13 @@ def _write_drops(directory: pathlib.Path, made: recipe.Made) -> None:
 
 
 def _inputs(source: pathlib.Path) -> list[dict[str, Any]]:
-  found = []
-  for file in crawl.files(source):
-    with open(file, "rb") as f:
-      digest = hashlib.file_digest(f, "sha256").hexdigest()
-    name = crawl.name_of(file, source)
-    found.append({"path": name, "bytes": file.stat().st_size, "sha256": digest})
-  return found
+  return [_hashed(file, crawl.name_of(file, source)) for file in crawl.files(source)]
+
+
+def _hashed(file: pathlib.Path, name: str) -> dict[str, Any]:
+  with open(file, "rb") as f:
+    digest = hashlib.file_digest(f, "sha256").hexdigest()
+  return {"path": name, "bytes": file.stat().st_size, "sha256": digest}
 
 
 def _versions() -> dict[str, str]:
@@ -282,7 +281,7 @@ def _versions() -> dict[str, str]:
 def _lasting(cfg: config.Prepare) -> dict[str, Any]:
   """The fields that say what is made; the others say how, and change nothing but the time."""
   fields = json.loads(json.dumps(dataclasses.asdict(cfg)))  # Tuples are lists in a manifest.
-  return {k: v for k, v in fields.items() if k not in _HOW}
+  return {k: v for k, v in fields.items() if k not in config.HOW}
 
 
 def _finished(cfg: config.Prepare, root: pathlib.Path) -> dict[str, Any] | None:
@@ -314,7 +313,14 @@ def _check(cfg: config.Prepare) -> None:
 def _made_of(cfg: config.Prepare) -> dict[str, Any]:
   """All that decides what is made: a killed run with the same is gone on with."""
   sources = [] if cfg.source == "pydocs" else crawl.files(cfg.source)
-  return {"config": _lasting(cfg), "versions": _versions(), "sources": aside.facts(sources)}
+  read = aside.facts([*sources, *_references(cfg)])
+  return {"config": _lasting(cfg), "versions": _versions(), "sources": read}
+
+
+def _references(cfg: config.Prepare) -> list[pathlib.Path]:
+  """The files that steps read besides the source."""
+  found = (getattr(step.corpus, "reads", list)() for step in steps.recipe(tuple(cfg.recipe)))
+  return [file for files in found for file in files]
 
 
 def _move(building: pathlib.Path, root: pathlib.Path) -> None:

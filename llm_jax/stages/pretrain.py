@@ -28,6 +28,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   tokenizer = runs.tokenizer(cfg.prepared)
   shape = dataclasses.replace(cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size)
   model = Transformer.from_config(shape)
+  ratio = tokens_per_byte(cfg.prepared)
   place = parallel.make(cfg.mesh)
   feed = loop.IteratorFeed(training_batches(cfg, workdir))
   measure = training.evaluator(
@@ -35,7 +36,6 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
     place,
     lambda: validation_batches(cfg),
   )
-  ratio = tokens_per_byte(cfg.prepared)
 
   def evaluate(params) -> dict[str, float]:
     nll = float(measure(params)["nll"].value)
@@ -87,7 +87,7 @@ def blended(cfg: config.Pretrain) -> blend.Blend:
     )
   return blend.blend(
     own.sources, own.weights, own.preset, own.max_epochs,
-    steps=cfg.steps, batch=cfg.batch, length=cfg.length, seed=cfg.seed,
+    steps=cfg.steps, batch=cfg.batch, length=cfg.length, seed=cfg.seed, strategy=cfg.packing,
   )  # fmt: skip
 
 
@@ -107,6 +107,11 @@ def tokens_seen(cfg: config.Pretrain) -> int:
 def tokens_per_byte(prepared: str) -> float:
   """Predicted tokens (document ends included) per UTF-8 byte of the held-out documents."""
   manifest = json.loads((pathlib.Path(prepared) / "manifest.json").read_text())
+  if "splits" not in manifest:
+    raise UserError(
+      f"{prepared} holds packed rows: set --config.prepared to the corpus that they are of, and "
+      "name the rows in config.mixture.sources"
+    )
   split = manifest["splits"]["validation"]
   return split["tokens"] / split["bytes"]
 

@@ -151,3 +151,34 @@ def test_another_threshold_does_not_go_on_with_what_an_interrupted_call_left(
     dedup.deduplicate(source, tmp_path / "out", threshold=0.99)
   found = dedup.deduplicate(source, tmp_path / "out", threshold=0.5)
   assert found == dedup.deduplicate(source, tmp_path / "new", threshold=0.5)
+
+
+def test_a_run_that_is_not_finished_is_no_corpus(tmp_path):
+  write(tmp_path / "half/.building/work/pass0/00000.jsonl", [("a", "one two three")])
+  write(tmp_path / "mine.jsonl", [("a", "one two three")])
+  step = f"duplicates(against='{tmp_path / 'half'}')"
+  for source, recipe_ in ((tmp_path / "mine.jsonl", (step,)), (tmp_path / "half", ("repair",))):
+    with engines.Local() as engine, pytest.raises(UserError, match="is not finished"):
+      recipe.run(recipe_, source, tmp_path / "work", engine)
+
+
+def test_a_broken_reference_is_found_before_the_source_is_read(tmp_path, monkeypatch):
+  from llm_jax.data.pipeline import passes
+
+  write(tmp_path / "mine.jsonl", [("a", "one two three")])
+  (tmp_path / "other.jsonl.gz").write_bytes(b"\x1f\x8b\x08\0broken")
+  monkeypatch.setattr(passes, "run", None)
+  step = f"duplicates(against='{tmp_path / 'other.jsonl.gz'}')"
+  with engines.Local() as engine, pytest.raises(UserError, match="other.jsonl.gz"):
+    recipe.run((step,), tmp_path / "mine.jsonl", tmp_path / "work", engine)
+
+
+def test_what_would_be_replaced_is_neither_source_nor_reference(tmp_path):
+  write(tmp_path / "b.jsonl", [("b", "four five six")])
+  write(tmp_path / "a.jsonl", [("a", "one two three")])
+  dedup.deduplicate(tmp_path / "b.jsonl", tmp_path / "o")
+  with pytest.raises(UserError, match="would be replaced"):
+    dedup.deduplicate(tmp_path / "a.jsonl", tmp_path / "o", against=tmp_path / "o/kept")
+  assert read(tmp_path / "o/kept/b.jsonl") == [{"id": "b", "text": "four five six"}]
+  with pytest.raises(UserError, match="would be replaced"):
+    dedup.deduplicate(tmp_path / "o/removed.jsonl", tmp_path / "o")

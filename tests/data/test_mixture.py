@@ -227,7 +227,7 @@ def test_scheduled_stream_takes_rows_and_resumes(chunks):
     got = next(streams[1])
     for name in expected:
       np.testing.assert_array_equal(got[name], expected[name])
-  with pytest.raises(UserError, match="the schedule was"):
+  with pytest.raises(UserError, match="another than when the run began"):
     mixture.scheduled(chunks, mixture.Schedule(phases, 8, seed=1), 64).set_state(state)
   with pytest.raises(UserError, match="must match"):
     mixture.scheduled({"long": chunks["long"]}, mixture.Schedule(phases, 8), 64)

@@ -53,7 +53,7 @@ def test_a_mixture_trains_and_leaves_its_plan(prepared, corpora, tmp_path, capsy
   assert int(state.step) == 8
   plan = json.loads((tmp_path / "mixture.json").read_text())
   assert plan["shares"]["books"]["share"] == pytest.approx(0.25)
-  epochs = 8 * 8 * 64 * 0.25 / (60 * 29)
+  epochs = 8 * 8 * 58 * 0.25 / (60 * 29)  # Two documents of 29 targets fill a row of 64.
   assert plan["shares"]["books"]["epochs"] == pytest.approx(epochs)
   assert f"{epochs:.2f}" in capsys.readouterr().out
   assert np.mean(shares(pretrain.training_batches(cfg), 8)) == pytest.approx(0.25, abs=0.03)
@@ -79,7 +79,7 @@ def test_a_cap_is_kept_and_what_it_leaves_goes_to_the_others(prepared, corpora):
 
 def test_without_weights_sources_count_by_their_size(prepared, corpora):
   plan = pretrain.blended(mixed(prepared, corpora, ()))
-  assert plan.shares["books"].share == pytest.approx(60 / 360)
+  assert plan.shares["books"].share == pytest.approx(60 / 360, abs=0.02)
 
 
 @pytest.mark.parametrize("strategy", ["best_fit", "concat"])
@@ -109,7 +109,11 @@ def test_packing_does_not_depend_on_workers_and_goes_on_after_a_kill(
   count = len(list((tmp_path / "one/rows").iterdir()))
   assert count == 2
   cfg.workers = 2
-  pack.run(cfg, tmp_path / "two")
+  made = pack.run(cfg, tmp_path / "two")
+  cfg.workers = 1
+  assert pack.run(cfg, tmp_path / "two") == made  # It is complete, whatever the workers.
+  with pytest.raises(UserError, match="another corpus or config"):
+    pack.run(config.Pack(prepared=str(corpora / "books"), length=64), tmp_path / "two")
   real = pack.pack
 
   def once(out, *args):
@@ -207,8 +211,6 @@ def test_a_dry_run_shows_the_plan(prepared, corpora):
     cwd=pathlib.Path(__file__).parents[2], check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  cfg = config.Pretrain(steps=8, batch=16, length=64)
-  plan = mixture.plan(
-    {"web": 8700, "books": 1740}, {"web": 3, "books": 1}, cfg.steps * cfg.batch * cfg.length
-  )
-  assert mixture.table(plan) in done.stdout
+  entries = (f"web={corpora}/web", f"books={corpora}/books")
+  plan = blend.blend(entries, ("web=3, books=1",), steps=8, batch=16, length=64)
+  assert mixture.table(plan.shares) in done.stdout

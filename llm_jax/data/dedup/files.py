@@ -53,8 +53,10 @@ def deduplicate(
   check(threshold, measure)
   files, out = _files(source), pathlib.Path(out)
   others = _files(against) if against else []
-  if any((out / "kept").resolve() == file.resolve().parent for file in files):
-    raise UserError(f"{source} lies in {out / 'kept'}, which would be replaced: choose another out")
+  written = {(out / name).resolve() for name in records.FILES}
+  for file in [*files, *others]:
+    if file.resolve() in written or file.resolve().parent == (out / "kept").resolve():
+      raise UserError(f"{file} would be replaced by what goes to {out}: choose another out")
   parts = {file: jsonl.ranges(file) for file in files}
   made_of = {"threshold": threshold, "measure": measure, "files": aside.facts(files)}
   made_of["against"] = aside.facts(others)

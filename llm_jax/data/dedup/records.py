@@ -11,6 +11,8 @@ import numpy as np
 from llm_jax.data.dedup.search import Decision
 from llm_jax.data.dedup.table import Table
 
+FILES = ("removed.jsonl", "edges.jsonl", "clusters.jsonl")
+
 
 def write(
   out: pathlib.Path, table: Table, decision: Decision, reference: str = ""
@@ -57,25 +59,31 @@ def write(
       for (a, b), score in zip(pairs, scores[order].tolist(), strict=True)
     ),
   )
-  _lines(out / "clusters.jsonl", _clusters(table, decision, place))
+  _lines(out / "clusters.jsonl", _clusters(table, decision, place, reference))
   removed = {"exact": int(exact.sum()), "near": int((~exact).sum())}
   return {"kept": decision.own - len(gone), "removed": removed}
 
 
-def _clusters(table: Table, decision: Decision, place: np.ndarray) -> Iterator[dict[str, Any]]:
-  """Yields {"cluster", "members"}: ids of documents that edges and copies join, first one first."""
+def _clusters(
+  table: Table, decision: Decision, place: np.ndarray, reference: str
+) -> Iterator[dict[str, Any]]:
+  """Yields {"cluster", "members"}: ids of documents that edges and copies join, first one first.
+
+  A member of another corpus is "id in name": ids of both may be equal.
+  """
   labels = decision.clusters
   sizes, own = (np.bincount(x, minlength=len(labels)) for x in (labels, labels[: decision.own]))
   shared = np.flatnonzero((sizes[labels] > 1) & (own[labels] > 0))
   first = labels[shared]
   order = shared[np.lexsort((place[shared], shared != first, place[first]))]
   cuts = np.flatnonzero(np.append(True, labels[order][1:] != labels[order][:-1]))[: len(order)]
-  ids = table.ids(order)
+  pairs = zip(table.ids(order), (order < decision.own).tolist(), strict=True)
+  ids = (name if own else f"{name} in {reference}" for name, own in pairs)
   for begin, end in zip(cuts.tolist(), [*cuts[1:].tolist(), len(order)], strict=False):
     members = list(itertools.islice(ids, end - begin))
     yield {"cluster": members[0], "members": members}
 
 
 def _lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  with open(path, "w", encoding="utf-8", newline="\n") as sink:
+  with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="\n") as sink:
     sink.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -53,7 +53,7 @@ def write_columns(out: str, documents: Iterable[Named]) -> int:
       plain = [signatures.normalise(text) for text in texts]
       sets = signatures.shingle_sets(plain, LONGEST)
       signed = signatures.of_sets(plain, sets)
-      named = [json.dumps(name, ensure_ascii=False).encode() + b"\n" for name in names]
+      named = [json.dumps(name).encode() + b"\n" for name in names]
       block = {
         "digests": signed.digests,
         "sizes": signed.sizes,

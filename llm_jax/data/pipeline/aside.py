@@ -1,9 +1,11 @@
 """Folders in which a result is built aside, so that it is there whole or not at all."""
 
 import contextlib
+import fcntl
+import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax.data.pipeline import engines
@@ -25,27 +27,51 @@ def building(
     root: of the results.
     made_of: all that decides what is made, JSON-able.
     name: of the folder.
+
+  Raises:
+    UserError: if `root` cannot be made, or another process builds there.
   """
   folder, existed = root / name, root.exists()
-  mark = folder / MARK
-  if not mark.exists() or engines.read_json(mark) != made_of:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    engines.write_json(mark, made_of)
-  done = False
   try:
-    yield folder
-    done = True
-  except UserError:
-    done = True
-    raise
+    root.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{root} cannot be made ({error.strerror}): name another directory") from error
+  try:
+    with _alone(root / f"{name}.lock"):
+      mark = folder / MARK
+      if not mark.exists() or engines.read_json(mark) != made_of:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        engines.write_json(mark, made_of)
+      try:
+        yield folder
+      except UserError:
+        shutil.rmtree(folder)
+        raise
+      shutil.rmtree(folder)
   finally:
-    if done:
-      shutil.rmtree(folder, ignore_errors=True)
-      if not existed and not any(root.iterdir()):
-        root.rmdir()
+    if not existed and not any(root.iterdir()):
+      root.rmdir()
 
 
-def facts(files: list[pathlib.Path]) -> list[list[Any]]:
+def facts(files: Sequence[pathlib.Path]) -> list[list[Any]]:
   """Returns what tells a file from one of other content: path, size, time of the last change."""
   return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+  """Holds a lock, which ends with the process, however that ends.
+
+  Raises:
+    UserError: if another process has it.
+  """
+  with open(path, "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UserError(f"another process works on {path.parent}: wait for it, or end it") from error
+    try:
+      yield
+    finally:
+      os.unlink(path)

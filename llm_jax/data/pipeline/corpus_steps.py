@@ -27,7 +27,11 @@ Judged = tuple[Document, dict[str, Any] | None]
 
 
 class CorpusStep(Protocol):
-  """What a step on a whole corpus does."""
+  """What a step on a whole corpus does.
+
+  It may have two methods more: `reads()`, the files that it reads besides the corpus, and
+  `begin(work, engine)`, which is called before anything else, so that bad input is found early.
+  """
 
   def features(self, out: str, path: str) -> None:
     """Writes files that start with `out` about the documents of the shard at `path`."""
@@ -83,13 +87,23 @@ class Duplicates:
   measure: str = "jaccard"
   against: str = ""
 
+  def reads(self) -> list[pathlib.Path]:
+    """The files of the other corpus."""
+    found = sources(self.against) if self.against else []
+    return [file for source in found for file in crawl.files(source)]
+
+  def begin(self, work: str, engine: engines.Engine) -> None:
+    """Reads the other corpus."""
+    self._reference(work, engine)
+
   def features(self, out: str, path: str) -> None:
     """Writes the columns of `dedup.table`."""
     table.sign(out, jsonl.Range(path))
 
   def decide(self, outs: Sequence[str], work: str, engine: engines.Engine) -> dict[str, int]:
     """Writes who goes for whom."""
-    columns, reference = self._table(outs, work, engine)
+    names, reference = self._reference(work, engine)
+    columns = table.Table([*outs, *names])
     found = dedup.decide(columns, work, engine, self.threshold, self.measure, reference)
     records.write(pathlib.Path(work), columns, found, self.against)
     bounds = columns.starts[: len(outs) + 1]
@@ -122,15 +136,15 @@ class Duplicates:
     for i, document in enumerate(documents):
       yield document, facts.get(i)
 
-  def _table(self, outs: Sequence[str], work: str, engine: engines.Engine) -> tuple[Any, int]:
-    """The columns of this corpus and of the other, and how many documents the other has."""
+  def _reference(self, work: str, engine: engines.Engine) -> tuple[list[str], int]:
+    """Names of the columns of the other corpus, and how many documents it has."""
     if not self.against:
-      return table.Table(outs), 0
+      return [], 0
     parts = [part for source in sources(self.against) for part in inputs.plan(source)]
     names = engines.names(pathlib.Path(work) / "against", len(parts))
     tasks = [engines.Task(name, (part,)) for name, part in zip(names, parts, strict=True)]
     found = engines.results(engine, reference_columns, tasks)
-    return table.Table([*outs, *names]), sum(result["documents"] for result in found)
+    return names, sum(result["documents"] for result in found)
 
 
 def sources(corpus: str) -> list[str]:

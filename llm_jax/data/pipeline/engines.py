@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -104,7 +105,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
   run anew.
   """
   temporary = f"{os.fspath(path)}.tmp"
-  with open(temporary, "w", encoding="utf-8") as f:
+  with open(temporary, "w", encoding="utf-8", errors="surrogatepass") as f:
     json.dump(value, f, ensure_ascii=False)
   os.replace(temporary, path)
 
@@ -143,7 +144,9 @@ class Local:
       return
     if self._pool is None:
       context = multiprocessing.get_context("spawn")
-      self._pool = concurrent.futures.ProcessPoolExecutor(self._workers, mp_context=context)
+      self._pool = concurrent.futures.ProcessPoolExecutor(
+        self._workers, mp_context=context, initializer=end_with_parent
+      )
     ahead = itertools.islice(tasks, _WAITING * self._workers)
     waiting = collections.deque(self._pool.submit(run_task, fn, task) for task in ahead)
     try:
@@ -153,6 +156,18 @@ class Local:
     finally:
       for future in waiting:
         future.cancel()
+
+
+def end_with_parent() -> None:
+  """Lets this worker end when its parent does, however that ends: nobody else would tell it."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def names(directory: str | os.PathLike[str], count: int) -> list[str]:

@@ -78,6 +78,10 @@ def run(
   outs = [""] * len(parts)
   made = Made([], [], [], [], {})
   befores: list[list[str]] = []
+  for number, own in enumerate(passes.passes(recipe)):
+    if own.after and hasattr(own.after.corpus, "begin"):
+      (work / f"decide{number}").mkdir(parents=True, exist_ok=True)
+      own.after.corpus.begin(str(work / f"decide{number}"), engine)
   waiting: dict[str, Any] = {}  # What the decision before left for the next pass's first row.
   for number, own in enumerate(passes.passes(recipe)):
     names = engines.names(work / f"pass{number}", len(parts))

@@ -30,7 +30,10 @@ FLAG_HELP = {
   "dry_run": "print the resolved config, parameters, FLOPs and memory; run nothing",
   "help": "print this and leave",
 }
-_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {
+  int: "an integer", float: "a number", bool: "true or false", str: "text",
+  tuple: """a tuple of texts, such as '("one", "two")' or '("one",)'""",
+}  # fmt: skip
 _OVERRIDE = re.compile(r"-{1,2}(?:no)?config\.([^=]*)")
 
 
@@ -179,11 +182,6 @@ def parse(argv: Sequence[str], path: str, default: Any) -> tuple[Any, str, bool,
     raise UserError(f"unknown flag --{error.flagname}{hint}") from error
   except flags.Error as error:
     raise UserError(_flag_message(error, default)) from error
-  except (SyntaxError, ValueError) as error:  # Of a tuple that is none.
-    raise UserError(
-      "a field of several values takes a tuple of texts, such as "
-      """--config.recipe='("extract", "duplicates")'"""
-    ) from error
   if stray:
     raise UserError(f'unexpected word "{stray[0]}"; a field is set with --config.FIELD=VALUE')
   overrides = config_flags.get_override_values(values["config"])

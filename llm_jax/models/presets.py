@@ -187,6 +187,21 @@ def gemma3_1b() -> config.Model:
   return dataclasses.replace(shape, vocab_size=262_144, qk_norm=True)
 
 
+def flan_t5(size: str = "small") -> config.Model:
+  """FLAN-T5 (arXiv:2210.11416; T5 1.1): an encoder-decoder, gated, its head not tied."""
+  sizes = {
+    "small": (8, 512, 6, 1024), "base": (12, 768, 12, 2048), "large": (24, 1024, 16, 2816),
+    "xl": (24, 2048, 32, 5120), "xxl": (24, 4096, 64, 10_240),
+  }  # fmt: skip
+  layers, dim, heads, hidden = _of("flan_t5", sizes, size)
+  own = _LARGE | {"scan": False}
+  return config.Model(
+    vocab_size=32_128, dim=dim, layers=layers, encoder_layers=layers, heads=heads, head_dim=64,
+    hidden=hidden, max_length=512, position="relative", attention_scale=1.0, norm_eps=1e-6,
+    activation="gelu_tanh", tied=False, **own,
+  )  # fmt: skip
+
+
 def _of(name: str, sizes: dict[str, Any], size: str) -> Any:
   if size not in sizes:
     raise UserError(f'{name} has no size "{size}"{nearest(size, sizes)}')

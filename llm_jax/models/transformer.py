@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import config
+from llm_jax.errors import UserError
 from llm_jax.models import layers
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
@@ -129,6 +130,11 @@ class Transformer(nn.Module):
     Raises:
       UserError: one line that names the field and the remedy.
     """
+    if cfg.encoder_layers:
+      raise UserError(
+        f"config.model.encoder_layers={cfg.encoder_layers}: this is an encoder-decoder, and a "
+        "decoder is wanted here; set it to 0, or name another model"
+      )
     return cls(resolve(cfg))
 
   def setup(self) -> None:

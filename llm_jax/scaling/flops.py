@@ -28,7 +28,7 @@ class TrainBytes(NamedTuple):
 
 
 def parameters(cfg: Model) -> int:
-  """The number of scalars in the parameters of `models.transformer.Transformer`.
+  """The number of scalars in the parameters of a decoder, or of an encoder-decoder.
 
   Raises:
     ValueError: if `cfg.vocab_size` is 0.
@@ -44,7 +44,12 @@ def parameters(cfg: Model) -> int:
   per_layer = _layer_matmuls(cfg) + biases + norms * per_norm + (2 * width if cfg.qk_norm else 0)
   embeddings = _vocabulary(cfg) * cfg.dim * (1 if cfg.tied else 2)
   positions = {"learned": cfg.max_length * cfg.dim, "relative": cfg.relative_buckets * cfg.heads}
-  return embeddings + positions.get(cfg.position, 0) + cfg.layers * per_layer + per_norm
+  whole = embeddings + positions.get(cfg.position, 0) + cfg.layers * per_layer + per_norm
+  if cfg.encoder_layers:  # Its layers, its norm, its distances, and what the decoder sees it by.
+    crossed = 2 * cfg.dim * (cfg.heads + kv_heads(cfg)) * width + per_norm
+    whole += cfg.encoder_layers * per_layer + per_norm + cfg.layers * crossed
+    whole += positions.get(cfg.position, 0)
+  return whole
 
 
 def matmul_parameters(cfg: Model) -> int:

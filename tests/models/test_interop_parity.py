@@ -170,7 +170,7 @@ def test_loss_and_gradients(pair):
   gradients = {n: p.grad.numpy() for n, p in model.named_parameters()}
   kind = configs.ARCHITECTURES[model.config.model_type]
   largest = max(np.abs(g).max() for g in gradients.values())
-  for name, (rule, layer) in tensors(kind.rules(solved), shape.layers).items():
+  for name, (rule, layer) in tensors(kind.rules(solved), shape).items():
     theirs_ = gradients.get(name, gradients.get("lm_head.weight"))
     for path, wanted in zip(rule.paths, rule.take(theirs_, solved), strict=True):
       got = grads

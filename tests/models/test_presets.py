@@ -6,6 +6,7 @@ import pytest
 
 from llm_jax.errors import UserError
 from llm_jax.models import presets
+from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer, count_parameters
 from llm_jax.scaling import flops
 
@@ -47,6 +48,11 @@ EXACT = [
   (presets.gemma2, ("9b",), 9_241_705_984),
   (presets.gemma2, ("27b",), 27_227_128_320),
   (presets.gemma3_1b, (), 999_885_952),
+  (presets.flan_t5, ("small",), 76_961_152),
+  (presets.flan_t5, ("base",), 247_577_856),
+  (presets.flan_t5, ("large",), 783_150_080),
+  (presets.flan_t5, ("xl",), 2_849_757_184),
+  (presets.flan_t5, ("xxl",), 11_135_332_352),
 ]
 # As printed in the papers, and half of the last digit printed. GPT-3's "350M" is 356M.
 PRINTED = [
@@ -66,8 +72,9 @@ PRINTED = [
 
 
 def parameters(shape):
-  model = Transformer.from_config(shape)
-  made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+  kind = EncoderDecoder if shape.encoder_layers else Transformer
+  ids = [jnp.zeros((1, 2), jnp.int32)] * (2 if shape.encoder_layers else 1)
+  made = jax.eval_shape(kind.from_config(shape).init, jax.random.key(0), *ids)
   return count_parameters(made["params"])
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
-from llm_jax.models.interop import gpts, llamas
+from llm_jax.models.interop import gpts, llamas, t5
 from llm_jax.models.interop.fields import Fields, period
 from llm_jax.models.shape import resolve
 
-ARCHITECTURES = gpts.ARCHITECTURES | llamas.ARCHITECTURES
+ARCHITECTURES = gpts.ARCHITECTURES | llamas.ARCHITECTURES | t5.ARCHITECTURES
 
 # What changes how a model is run, and not what it is.
 RUNNING = ("dropout", "scan", "remat", "dtype")

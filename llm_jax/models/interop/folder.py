@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from llm_jax import config
 from llm_jax.errors import UserError
+from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.interop import configs, safetensors
 from llm_jax.models.interop.weights import Architecture, Rule, tensors
 from llm_jax.models.transformer import Transformer
@@ -28,7 +28,6 @@ Put = Callable[[str, np.ndarray], Any]  # (path, array) -> what stands in the tr
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_LAYER = re.compile(r"blocks_\d+/")
 
 
 def load(
@@ -54,9 +53,11 @@ def load(
   shape = configs.read(hf, str(folder / "config.json"))
   shape.scan = scan
   kind = configs.ARCHITECTURES[hf["model_type"]]
-  solved = configs.canonical(shape)
   names = _names(folder, kind)
-  wanted = tensors(kind.rules(solved), shape.layers)
+  if shape.encoder_layers and not shape.tied_scale and kind.head in names:
+    shape.tied = False
+  solved = configs.canonical(shape)
+  wanted = tensors(kind.rules(solved), shape)
   _check_names(folder, wanted, names, kind, shape)
   tree = _Tree(_shapes(shape), shape, put or (lambda _, array: array))
   for name, (rule, layer) in wanted.items():
@@ -100,7 +101,7 @@ def save(
     raise UserError(f"{folder} is not empty: name another folder")
   fields = configs.write(shape, kind) | dict(more or {})
   solved = configs.canonical(shape)
-  wanted = tensors(configs.ARCHITECTURES[fields["model_type"]].rules(solved), shape.layers)
+  wanted = tensors(configs.ARCHITECTURES[fields["model_type"]].rules(solved), shape)
   flat = _flat(params)
 
   def get(name: str) -> np.ndarray:
@@ -129,7 +130,7 @@ class _Tree:
 
   def add(self, path: str, layer: int, array: np.ndarray, what: str) -> None:
     stacked = layer >= 0 and self._shape.scan
-    place = path.replace("blocks_{i}", "blocks" if self._shape.scan else f"blocks_{layer}")
+    place = _place(path, layer, self._shape.scan)
     expected = self._shapes.get(place)
     own = expected[1:] if stacked and expected else expected
     if own is not None and array.shape != own:
@@ -230,8 +231,12 @@ def _floats(file: safetensors.File, name: str) -> np.ndarray:
 
 def _shapes(shape: config.Model) -> dict[str, tuple[int, ...]]:
   """Returns {path: shape} of all parameters."""
-  model = Transformer.from_config(shape)
-  made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  ids = jnp.zeros((1, 2), jnp.int32)
+  if shape.encoder_layers:
+    given = EncoderDecoder.from_config(shape), ids, ids
+  else:
+    given = Transformer.from_config(shape), ids
+  made = jax.eval_shape(given[0].init, jax.random.key(0), *given[1:])["params"]
   return {path: leaf.shape for path, leaf in _flat(nn.unbox(made)).items()}
 
 
@@ -241,9 +246,13 @@ def _flat(params: Params) -> dict[str, Any]:
 
 
 def _of_layer(flat: Mapping[str, Any], path: str, layer: int, scan: bool) -> np.ndarray:
-  if scan and layer >= 0:
-    return np.asarray(flat[path.replace("blocks_{i}", "blocks")][layer])
-  return np.asarray(flat[path.replace("{i}", str(layer))])
+  array = flat[_place(path, layer, scan)]
+  return np.asarray(array[layer] if scan and layer >= 0 else array)
+
+
+def _place(path: str, layer: int, scan: bool) -> str:
+  """Where a rule's path is in the tree, of layers that are stacked or not."""
+  return path.replace("blocks_{i}", "blocks") if scan else path.replace("{i}", str(layer))
 
 
 def _sizes(
@@ -254,8 +263,8 @@ def _sizes(
   for name, (rule, layer) in wanted.items():
     empty = []
     for path in rule.paths:
-      place = path.replace("blocks_{i}", "blocks") if scan else path.replace("{i}", str(layer))
-      own = flat[place].shape[1:] if scan and layer >= 0 else flat[place].shape
+      whole = flat[_place(path, layer, scan)].shape
+      own = whole[1:] if scan and layer >= 0 else whole
       empty.append(np.broadcast_to(np.float32(0), own))
     found[name] = np.dtype("<f4"), rule.give(empty, shape).shape
   return found

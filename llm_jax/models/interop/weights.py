@@ -110,10 +110,11 @@ class Architecture(NamedTuple):
   prefix: str
 
 
-def tensors(rules: Sequence[Rule], layers: int) -> dict[str, tuple[Rule, int]]:
+def tensors(rules: Sequence[Rule], shape: config.Model) -> dict[str, tuple[Rule, int]]:
   """Returns {name: (rule, layer)} of all tensors; the layer is -1 where there is none."""
   found: dict[str, tuple[Rule, int]] = {}
   for rule in rules:
+    layers = shape.encoder_layers if rule.paths[0].startswith("encoder_{i}") else shape.layers
     for i in range(layers) if "{i}" in rule.hf else (-1,):
       found[rule.hf.replace("{i}", str(i))] = rule, i
   return found

@@ -369,10 +369,15 @@ class Ppo(Stage):
 
 @dataclasses.dataclass
 class Evaluate:
-  """Measures the policies of a finished pipeline on held-out questions."""
+  """Measures the policies of a finished pipeline on held-out questions, or a model on tasks."""
 
   seed: int = 0
   run: str = "runs/quickstart"
+  tasks: tuple[str, ...] = ()  # Of lm-eval, such as ("arc_easy", "piqa"), for `model` alone.
+  task_folder: str = ""  # With tasks of one's own in YAML; "": those of lm-eval.
+  model: str = "runs/quickstart/sft"  # A run, or a folder of Hugging Face.
+  prepared: str = "runs/quickstart/prepare"  # Has the tokenizer of `model`.
+  limit: int = 0  # Examples of each task; 0: all.
   questions: int = 256
   samples: int = 4  # Answers per question.
   sampling: Sampling = field(default_factory=Sampling)

@@ -5,6 +5,7 @@ rows that `experiments.pack` wrote. What is read at which step is planned from s
 (mixture.py), so it can be looked at before anything runs.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -110,21 +111,18 @@ def blend(
   sizes = {name: source.predictions for name, source in found.items()}
   fill = {name: _fill(source, length, strategy) for name, source in found.items()}
   phases = _phases(weights, preset, sizes)
-  shares = {}
+  asked, shares = _asked(phases, steps), {}
   if len(phases) == 1 and not phases[0][0]:
     shares = _capped(sizes, phases[0][1], max_epochs, steps * batch * length, fill)
     phases = [(0, {name: share.share for name, share in shares.items()})]
   # Weights are of tokens, a schedule is of rows: a source with more padding needs more of them.
   by_row = [(step, {n: w / fill[n] for n, w in own.items()}) for step, own in phases]
   schedule = mixture.Schedule(by_row, batch, seed)
-  real = schedule.plan(sizes, steps, length, max_epochs, fill)
   real = {
     name: dataclasses.replace(
-      share,
-      weight=shares[name].weight if shares else share.weight,
-      capped=bool(shares) and shares[name].capped,
+      share, weight=asked[name], capped=bool(shares) and shares[name].capped
     )
-    for name, share in real.items()
+    for name, share in schedule.plan(sizes, steps, length, max_epochs, fill).items()
   }
   return Blend(found, schedule, real, length, seed)
 
@@ -192,6 +190,16 @@ def _open(directory: pathlib.Path, length: int) -> packing.Chunks | rows.RowSour
       "agree"
     )
   return source
+
+
+def _asked(phases: _Phases, steps: int) -> dict[str, float]:
+  """Returns the fraction of a run that each source is to have, over all phases."""
+  found: dict[str, float] = collections.defaultdict(float)
+  starts = [min(step, steps) for step, _ in phases]
+  for begin, end, (_, own) in zip(starts, [*starts[1:], steps], phases, strict=True):
+    for name, weight in own.items():
+      found[name] += (end - begin) / steps * weight / sum(own.values())
+  return found
 
 
 def _fill(source: packing.Chunks | rows.RowSource, length: int, strategy: str) -> float:

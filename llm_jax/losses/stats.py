@@ -85,6 +85,24 @@ def token_stats(
   return TokenStats(*(x.reshape(shape) for x in fields))
 
 
+def most_likely(hidden: jax.Array, head: jax.Array, *, chunk: int = 512) -> jax.Array:
+  """Returns the likeliest token [B, T] int32 of softmax(hidden @ head), not differentiable.
+
+  Args:
+    hidden: [B, T, D] float.
+    head: [D, V] float.
+    chunk: tokens whose logits exist at once.
+  """
+  rows, length = hidden.shape[:2]
+  chunks = -(-length // max(1, chunk // rows))
+  head = head.astype(hidden.dtype)
+  best = jax.lax.map(
+    lambda x: jnp.argmax(_logits(x, head, 1.0, 0.0), axis=-1).astype(jnp.int32),
+    _split(hidden, chunks),
+  )
+  return _join(best, length)
+
+
 def _check(hidden, head, targets, mask, temperature, chunk) -> None:
   if hidden.ndim != 3 or hidden.shape[:2] != targets.shape:
     raise ValueError(f"hidden {hidden.shape} must be targets {targets.shape} + (D,)")

@@ -13,7 +13,7 @@ from llm_jax.models import layers
 from llm_jax.models import positions as places
 from llm_jax.models.attention import Cache, Context
 from llm_jax.models.shape import resolve
-from llm_jax.models.transformer import Block, make_norm
+from llm_jax.models.transformer import Block, empty_cache, make_norm
 from llm_jax.types import Params
 
 
@@ -167,13 +167,7 @@ class EncoderDecoder(nn.Module):
   @nn.nowrap
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache of zeros for `slots` tokens per row of the decoder."""
-    cfg = self.cfg
-    shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
-    keys, values = (
-      tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers)) for _ in range(2)
-    )
-    segments, positions = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
-    return Cache(keys, values, segments, positions, jnp.int32(0))
+    return empty_cache(self.cfg, batch, slots)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
     x_BTD = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.cfg.dtype))

@@ -226,16 +226,7 @@ class Transformer(nn.Module):
   @nn.nowrap
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache of zeros for `slots` tokens per row."""
-    cfg = self.cfg
-    shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
-
-    def zeros():
-      if cfg.scan:
-        return jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
-      return tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers))
-
-    segments, places_BS = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
-    return Cache(zeros(), zeros(), segments, places_BS, jnp.int32(0))
+    return empty_cache(self.cfg, batch, slots)
 
   @nn.nowrap
   def windows(self) -> list[int]:
@@ -299,6 +290,19 @@ class Transformer(nn.Module):
       x_BTD, kv = block(x_BTD, context, own, windows[i])
       pairs.append(kv)
     return x_BTD, None if cache is None else tuple(zip(*pairs, strict=True))
+
+
+def empty_cache(cfg: config.Model, batch: int, slots: int) -> Cache:
+  """Returns a decoder's cache of zeros for `slots` tokens per row."""
+  shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
+
+  def zeros():
+    if cfg.scan:
+      return jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
+    return tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers))
+
+  segments, positions = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
+  return Cache(zeros(), zeros(), segments, positions, jnp.int32(0))
 
 
 def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Array:

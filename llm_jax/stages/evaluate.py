@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from llm_jax import config
 from llm_jax.data import gold
 from llm_jax.data.questions import Question
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError
 from llm_jax.models import heads
 from llm_jax.stages import answers, pairs, pretrain, reward, runs, scores
 from llm_jax.stages.answers import Drawn
@@ -39,6 +41,8 @@ def run(cfg: config.Evaluate, workdir: str) -> dict:
   Every policy answers the same held-out questions, `cfg.samples` times each. KL is to the SFT
   model, log pi/pi_sft (k1) summed over the tokens of the policy's own answers, in nats.
   """
+  if cfg.tasks:
+    return _tasks(cfg, workdir)
   out, root = pathlib.Path(workdir) / "evaluate.json", pathlib.Path(cfg.run)
   inputs = {name: checkpoint.fingerprint(root / name) for name in INPUTS}
   if out.exists():
@@ -70,6 +74,24 @@ def run(cfg: config.Evaluate, workdir: str) -> dict:
   temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
   os.replace(temporary, out)
   return summary
+
+
+def _tasks(cfg: config.Evaluate, workdir: str) -> dict:
+  """Measures `cfg.model` on lm-eval's tasks; writes and returns `tasks.json`."""
+  if not importlib.util.find_spec("lm_eval"):
+    raise UserError("config.tasks needs lm-eval: pip install 'llm_jax[eval]'")
+  from llm_jax.stages import harness  # The package is an extra.
+
+  coder = runs.tokenizer(cfg.prepared)
+  run = runs.load(cfg.model, "model", vocab_size=coder.vocab_size)
+  found = harness.measure(harness.make(run, coder), cfg.tasks, cfg.task_folder, cfg.limit)
+  out = pathlib.Path(workdir) / "tasks.json"
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+  for name, row in found.items():
+    numbers = (f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float))
+    print(f"{name}: {', '.join(numbers)}", flush=True)
+  return found
 
 
 def win_rate(mine: np.ndarray, theirs: np.ndarray) -> dict[str, float]:

@@ -378,6 +378,7 @@ class Evaluate:
   model: str = "runs/quickstart/sft"  # A run, or a folder of Hugging Face.
   prepared: str = "runs/quickstart/prepare"  # Has the tokenizer of `model`.
   limit: int = 0  # Examples of each task; 0: all.
+  bos: bool = True  # Whether their texts begin with the first token of a document.
   questions: int = 256
   samples: int = 4  # Answers per question.
   sampling: Sampling = field(default_factory=Sampling)

@@ -84,7 +84,9 @@ def _tasks(cfg: config.Evaluate, workdir: str) -> dict:
 
   coder = runs.tokenizer(cfg.prepared)
   run = runs.load(cfg.model, "model", vocab_size=coder.vocab_size)
-  found = harness.measure(harness.make(run, coder), cfg.tasks, cfg.task_folder, cfg.limit)
+  found = harness.measure(
+    harness.make(run, coder, bos=cfg.bos), cfg.tasks, cfg.task_folder, cfg.limit
+  )
   out = pathlib.Path(workdir) / "tasks.json"
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_text(json.dumps(found, indent=2, default=str) + "\n")

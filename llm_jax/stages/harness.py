@@ -23,14 +23,16 @@ _STEP = 32  # Widths are multiples of it.
 Request = tuple[Any, list[int], list[int]]  # (text or None, context, continuation).
 
 
-def make(run: runs.Run, tokenizer: Tokenizer, length: int = 1024, batch: int = 16) -> Any:
+def make(
+  run: runs.Run, tokenizer: Tokenizer, length: int = 1024, batch: int = 16, bos: bool = True
+) -> Any:
   """Returns a decoder as lm-eval wants it: `Answers` with its TemplateLM as a base.
 
   The arguments are those of `Answers`.
   """
   from lm_eval.api.model import TemplateLM  # An extra: without it this file must still import.
 
-  return type("Harness", (Answers, TemplateLM), {})(run, tokenizer, length, batch)
+  return type("Harness", (Answers, TemplateLM), {})(run, tokenizer, length, batch, bos)
 
 
 class Answers:
@@ -41,11 +43,13 @@ class Answers:
     tokenizer: of the model.
     length: tokens of a row; longer contexts are cut from the left.
     batch: rows of a batch.
+    bos: whether texts begin with the first token of a document, as models of ours have learned.
   """
 
-  def __init__(self, run: runs.Run, tokenizer: Tokenizer, length: int = 1024, batch: int = 16):
+  def __init__(self, run: runs.Run, tokenizer: Tokenizer, length: int, batch: int, bos: bool):
     super().__init__()
     self._run, self._coder, self._length, self._rows = run, tokenizer, length, batch
+    self._bos = bos
     apply = training.decoder_apply(run.model)
 
     def score(params, batch):
@@ -66,9 +70,10 @@ class Answers:
     return self._coder.bos_id
 
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-    """Returns the ids of a text; it never gives a control token, and none is added."""
-    del add_special_tokens, kwargs
-    return self._coder.encode(string)
+    """Returns the ids of a text, after the first token of a document unless that is not wanted."""
+    del kwargs
+    own = self._bos if add_special_tokens is None else add_special_tokens
+    return [*([self.prefix_token_id] if own else []), *self._coder.encode(string)]
 
   def _loglikelihood_tokens(
     self, requests: Sequence[Request], **kwargs: Any
@@ -93,7 +98,7 @@ class Answers:
     found, windows = [], []
     for request in requests:
       cut = utils.get_rolling_token_windows(
-        self.tok_encode(request.args[0]), self.prefix_token_id, self._length, 1
+        self._coder.encode(request.args[0]), self.prefix_token_id, self._length, 1
       )
       own: list[Request] = [(None, *utils.make_disjoint_window(window)) for window in cut]
       found.append((len(windows), len(windows) + len(own)))

@@ -154,7 +154,9 @@ def test_another_threshold_does_not_go_on_with_what_an_interrupted_call_left(
 
 
 def test_a_run_that_is_not_finished_is_no_corpus(tmp_path):
-  write(tmp_path / "half/.building/work/pass0/00000.jsonl", [("a", "one two three")])
+  write(
+    tmp_path / "half" / ".building" / "work" / "pass0" / "00000.jsonl", [("a", "one two three")]
+  )
   write(tmp_path / "mine.jsonl", [("a", "one two three")])
   step = f"duplicates(against='{tmp_path / 'half'}')"
   for source, recipe_ in ((tmp_path / "mine.jsonl", (step,)), (tmp_path / "half", ("repair",))):

@@ -80,16 +80,32 @@ class LossFn(Protocol):
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training changes, as arrays only.
+  """All that training changes, and what it does not, as arrays only.
 
   Attributes:
     step: [] int32, the number of updates made.
     params: the trained parameters.
     opt_state: the optimizer's state.
     rng: the run's key; step n uses `fold_in(rng, n)`.
+    frozen: parameters that training reads and never changes: what an adapter is on. Checkpoints
+      leave them out.
   """
 
   step: jax.Array
   params: Params
   opt_state: Any
   rng: jax.Array
+  frozen: Params = flax.struct.field(default_factory=dict)
+
+  @property
+  def whole(self) -> Params:
+    """All parameters of the model, trained and frozen."""
+    return join(self.params, self.frozen)
+
+
+def join(params: Params, more: Params) -> Params:
+  """Returns one nested dict of two that share no leaf."""
+  joined = dict(params)
+  for name, value in more.items():
+    joined[name] = join(params[name], value) if name in params else value
+  return joined

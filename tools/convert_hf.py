@@ -2,9 +2,13 @@
 
 python -m tools.convert_hf --run=runs/quickstart/dpo --prepared=runs/quickstart/prepare --out=hf/dpo
 python -m tools.convert_hf --hf=models/Llama-3.2-1B --out=runs/llama
+python -m tools.convert_hf --run=runs/lora --adapter --out=peft/lora
+python -m tools.convert_hf --hf=models/Llama-3.2-1B --adapter=peft/lora --out=runs/merged
 
 Their folder is also read as it is wherever a config has `init`; a run of it loads faster. With
---prepared the tokenizer goes along. Weights are written as float32, in shards of 5 GB.
+--prepared the tokenizer goes along. Weights are written as --dtype, in shards of 5 GB. --adapter of
+a run writes the adapter that it trained alone, in PEFT's format; with a folder it names one that is
+put into the weights.
 """
 
 import argparse
@@ -20,7 +24,8 @@ from llm_jax import config
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.tokenizers import export
 from llm_jax.errors import UserError
-from llm_jax.models import interop
+from llm_jax.models import interop, lora
+from llm_jax.models.interop import safetensors
 from llm_jax.models.transformer import count_parameters
 from llm_jax.stages import runs
 from llm_jax.train.checkpoint import Checkpoints
@@ -37,12 +42,21 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--out", type=pathlib.Path, required=True, help="is made")
   parser.add_argument("--prepared", default="", help="of --run: the corpus with its tokenizer")
   parser.add_argument("--kind", default="", help="of --run: model_type to write; else what fits")
+  parser.add_argument(
+    "--adapter", nargs="?", const=True, help="of --run: write this alone; of --hf: PEFT's folder"
+  )
+  parser.add_argument("--dtype", default="float32", choices=safetensors.WRITTEN, help="of --run")
   parser.add_argument("--shard_gb", type=float, default=5.0, help="of --run: size of a file")
   options = parser.parse_args(argv)
   try:
     if options.out.exists() and any(options.out.iterdir()):
       raise UserError(f"{options.out} is not empty: name another --out")
-    print(to_hf(options) if options.run else from_hf(options.hf, options.out))
+    if not options.run:
+      print(from_hf(options.hf, options.out, options.adapter))
+    elif options.adapter:
+      print(to_peft(options.run, options.out))
+    else:
+      print(to_hf(options))
   except UserError as error:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
@@ -60,8 +74,8 @@ def to_hf(options: argparse.Namespace) -> str:
     )
   ids = {} if coder is None else _special(coder)
   interop.save(
-    options.out, run.shape, run.params, kind=options.kind, shard_bytes=int(options.shard_gb * 1e9),
-    more=ids,
+    options.out, run.model, run.params, kind=options.kind, shard_bytes=int(options.shard_gb * 1e9),
+    more=ids, dtype=options.dtype,
   )  # fmt: skip
   if coder is not None:
     export.export(coder, options.out)
@@ -73,9 +87,21 @@ def to_hf(options: argparse.Namespace) -> str:
   return f"{options.out}: a {kind} of {count:,} parameters"
 
 
-def from_hf(folder: str, out: pathlib.Path) -> str:
+def to_peft(run: str, out: pathlib.Path) -> str:
+  """Writes the adapter of a run; returns what to tell."""
+  base, params = runs.with_adapter(run)
+  interop.save_adapter(out, base.model, params[lora.KEY], base=base.name)
+  return f"{out}: an adapter of {count_parameters(params[lora.KEY]):,} parameters on {base.name}"
+
+
+def from_hf(folder: str, out: pathlib.Path, adapter: str | bool | None = None) -> str:
   """Writes a run that stages take as `init`; returns what to tell."""
-  shape, params = interop.load(folder)
+  if adapter is True:
+    raise UserError("--adapter needs the folder of an adapter when it goes with --hf")
+  model, params = interop.load(folder)
+  if adapter:
+    params = lora.merge({**params, lora.KEY: interop.load_adapter(str(adapter), model)})
+  shape = model.cfg
   part = out.with_name(f"{out.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   runs.save_shape(part, shape)

@@ -12,24 +12,19 @@ from llm_jax.errors import UserError
 from llm_jax.models import layers
 from llm_jax.models import positions as places
 from llm_jax.models.attention import Cache, Context
+from llm_jax.models.language_model import LanguageModel
 from llm_jax.models.shape import resolve
-from llm_jax.models.transformer import Block, empty_cache, make_norm
-from llm_jax.types import Params
+from llm_jax.models.transformer import Block, make_norm
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(LanguageModel):
   """An encoder that sees all inputs, and a decoder that sees its output.
 
   Positions are relative: a bias on distances, one table for all layers of a side, in both
   directions in the encoder. Parameters are float32: `embedding` [V, D] of both sides,
   `encoder_relative` and `relative_embedding` [buckets, H], `encoder_{i}`, `encoder_norm`,
   `blocks_{i}`, `final_norm`, and `lm_head` [D, V] unless tied. Make it by `from_config`.
-
-  Attributes:
-    cfg: a shape from `shape.resolve`, its encoder_layers above 0.
   """
-
-  cfg: config.Model
 
   @nn.nowrap
   @classmethod
@@ -157,17 +152,6 @@ class EncoderDecoder(nn.Module):
     """Logits float32 [B, T, V]; for tests and demos. The arguments are those of `__call__`."""
     head_DV = self.embedding.T if self.cfg.tied else self.lm_head
     return (self(inputs, tokens, *rest) @ head_DV).astype(jnp.float32)
-
-  @nn.nowrap
-  def head(self, params: Params) -> jax.Array:
-    """The output matrix [D, V] float32 within `params`."""
-    params = nn.unbox(params)
-    return params["embedding"].T if self.cfg.tied else params["lm_head"]
-
-  @nn.nowrap
-  def empty_cache(self, batch: int, slots: int) -> Cache:
-    """A cache of zeros for `slots` tokens per row of the decoder."""
-    return empty_cache(self.cfg, batch, slots)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
     x_BTD = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.cfg.dtype))

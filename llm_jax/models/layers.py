@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.models.lora import Dense
+
 Axes = tuple[str, ...]
 
 
@@ -73,9 +75,9 @@ class Norm(nn.Module):
 
 def dense(
   features: int, axes: Axes, *, bias: bool, dtype: str, scale: float = 1.0, name: str | None = None
-) -> nn.Dense:
+) -> Dense:
   """A dense layer with a float32 kernel [in, features] named by `axes`, computing in `dtype`."""
-  return nn.Dense(
+  return Dense(
     features,
     use_bias=bias,
     dtype=jnp.dtype(dtype),

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from llm_jax import config
 from llm_jax.errors import UserError
-from llm_jax.models import layers
+from llm_jax.models import layers, lora
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
+from llm_jax.models.language_model import LanguageModel
 from llm_jax.models.shape import resolve, turning
 from llm_jax.types import Params
 
@@ -108,19 +109,14 @@ def make_norm(cfg: config.Model, name: str | None = None) -> layers.Norm:
   return layers.Norm(cfg.norm, cfg.norm_bias, eps=cfg.norm_eps, offset=cfg.norm_offset, name=name)
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
   """A decoder. `__call__` gives the hidden states that `head` turns into logits.
 
   Parameters are float32: `embedding` [V, D], `position_embedding` [max_length, D] if learned,
   `relative_embedding` [buckets, H] if relative, `blocks_0` .. `blocks_{L-1}` (or one stacked
   `blocks` if scan), `final_norm`, and `lm_head` [D, V] unless tied. Dropout acts where an rng named
   "dropout" is given. Make it by `from_config`.
-
-  Attributes:
-    cfg: a shape from `shape.resolve`.
   """
-
-  cfg: config.Model
 
   @nn.nowrap
   @classmethod
@@ -218,17 +214,6 @@ class Transformer(nn.Module):
     return logits_of(self.cfg, hidden_BTD, head_DV.astype(hidden_BTD.dtype))
 
   @nn.nowrap
-  def head(self, params: Params) -> jax.Array:
-    """The output matrix [D, V] float32 within `params`, the tree of this model's parameters."""
-    params = nn.unbox(params)
-    return params["embedding"].T if self.cfg.tied else params["lm_head"]
-
-  @nn.nowrap
-  def empty_cache(self, batch: int, slots: int) -> Cache:
-    """A cache of zeros for `slots` tokens per row."""
-    return empty_cache(self.cfg, batch, slots)
-
-  @nn.nowrap
   def windows(self) -> list[int]:
     """Tokens that each layer sees."""
     pattern = self.cfg.windows if self.cfg.windows else (0,)
@@ -270,7 +255,7 @@ class Transformer(nn.Module):
       return [block(cfg) for _ in range(cfg.layers)]
     scanned = nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, lora.KEY: 0},
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, 0, 0 if cfg.windows else nn.broadcast),
       length=cfg.layers,
@@ -290,19 +275,6 @@ class Transformer(nn.Module):
       x_BTD, kv = block(x_BTD, context, own, windows[i])
       pairs.append(kv)
     return x_BTD, None if cache is None else tuple(zip(*pairs, strict=True))
-
-
-def empty_cache(cfg: config.Model, batch: int, slots: int) -> Cache:
-  """Returns a decoder's cache of zeros for `slots` tokens per row."""
-  shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
-
-  def zeros():
-    if cfg.scan:
-      return jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
-    return tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers))
-
-  segments, positions = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
-  return Cache(zeros(), zeros(), segments, positions, jnp.int32(0))
 
 
 def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Array:

@@ -37,6 +37,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
   training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
   runs.save_shape(workdir, start.shape)
+  runs.save_adapter(workdir, cfg.init, cfg.lora)
   for split, rows in encoded.items():
     path = pathlib.Path(workdir) / f"reference-{split}.npz"
     reference = annotate(start, rows, cfg.length, path)
@@ -60,6 +61,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     ),
     place=place,
     row_tokens=2 * cfg.length,
+    adapter=cfg.lora,
   )
 
 

@@ -1,6 +1,7 @@
 """What stages read from each other's directories: tokenizers, models, questions, pairs."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import NamedTuple
@@ -11,10 +12,12 @@ from llm_jax import config
 from llm_jax.data import questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
-from llm_jax.models import interop
+from llm_jax.models import interop, lora
 from llm_jax.models.transformer import Transformer
 from llm_jax.train import checkpoint
 from llm_jax.types import Params
+
+_ADAPTER = "adapter.json"
 
 
 class Run(NamedTuple):
@@ -22,7 +25,8 @@ class Run(NamedTuple):
 
   Attributes:
     model: the decoder.
-    params: its parameters, or of a reward model {"decoder", "head"}; host arrays.
+    params: its parameters, or of a reward model {"decoder", "head"}; host arrays. What an adapter
+      adds is in them.
     shape: the decoder's configuration.
   """
 
@@ -88,7 +92,10 @@ def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) 
   """
   path = pathlib.Path(directory)
   if is_hugging_face(path) and not reward:
-    return _grown(*interop.load(path), vocab_size)
+    model, params = interop.load(path)
+    if not isinstance(model, Transformer):
+      raise UserError(f"{directory} is an encoder-decoder, config.{field} takes a decoder")
+    return _grown(model.cfg, params, vocab_size)
   if not (path / "model.json").exists():
     raise UserError(
       f"{directory} holds no trained model (no model.json): run its stage first "
@@ -98,6 +105,8 @@ def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) 
   params = checkpoint.load_params(path / "checkpoints")
   if "policy" in params:  # A PPO run: its critic is of no use to a later stage.
     params = params["policy"]
+  if (path / _ADAPTER).exists():
+    params = lora.merge(with_adapter(directory, params)[1])
   if ("decoder" in params) != reward:
     wanted = "a reward model" if reward else "a language model"
     raise UserError(f"{directory} does not hold {wanted}: set --config.{field}")
@@ -109,6 +118,46 @@ def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) 
   return Run(Transformer.from_config(shape), params, shape)
 
 
+def save_adapter(workdir: str | pathlib.Path, init: str, adapter: config.Lora) -> None:
+  """Writes adapter.json, which says what an adapter is on; nothing if there is none."""
+  if adapter.rank:
+    found = {"init": init, "fingerprint": _fingerprint(init), "lora": dataclasses.asdict(adapter)}
+    (pathlib.Path(workdir) / _ADAPTER).write_text(json.dumps(found, indent=2) + "\n")
+
+
+class Base(NamedTuple):
+  """What an adapter is on: its name, a run or a folder of Hugging Face, and the model."""
+
+  name: str
+  model: Transformer
+
+
+def with_adapter(directory: str, trained: Params | None = None) -> tuple[Base, Params]:
+  """Returns what an adapter of a run is on, and its parameters with the adapter under "lora".
+
+  Args:
+    directory: of a run that trained an adapter.
+    trained: what its checkpoint holds; None: it is read.
+
+  Raises:
+    UserError: if the run has no adapter, or the model under it is no longer what it was.
+  """
+  path = pathlib.Path(directory)
+  if not (path / _ADAPTER).exists():
+    raise UserError(f"{directory} trained no adapter (no {_ADAPTER}): set config.lora.rank there")
+  found = json.loads((path / _ADAPTER).read_text())
+  if _fingerprint(found["init"]) != found["fingerprint"]:
+    raise UserError(
+      f"{found['init']}, which the adapter of {directory} is on, is missing or has changed since: "
+      "train the adapter again"
+    )
+  shape = config.Model(**json.loads((path / "model.json").read_text()))
+  base = load(found["init"], "init", vocab_size=shape.vocab_size)
+  trained = checkpoint.load_params(path / "checkpoints") if trained is None else trained
+  scaled = lora.with_scale(trained[lora.KEY], config.Lora(**found["lora"]))
+  return Base(found["init"], base.model), {**base.params, lora.KEY: scaled}
+
+
 def is_hugging_face(directory: str | pathlib.Path) -> bool:
   """Whether a directory is a folder of Hugging Face: its config.json names an architecture."""
   try:
@@ -116,6 +165,21 @@ def is_hugging_face(directory: str | pathlib.Path) -> bool:
   except (OSError, ValueError):
     return False
   return isinstance(found, dict) and "model_type" in found
+
+
+def _fingerprint(directory: str) -> str:
+  """Returns what changes when the model of a run or of a folder of Hugging Face does."""
+  path = pathlib.Path(directory)
+  if not is_hugging_face(path):
+    return checkpoint.fingerprint(path)
+  files = sorted(path.glob("*.safetensors"))
+  digest = hashlib.sha256((path / "config.json").read_bytes())
+  for file in files:  # Of gigabytes: a part and the size tell versions apart.
+    with open(file, "rb") as opened:
+      digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(1 << 20))
+      opened.seek(file.stat().st_size // 2)
+      digest.update(opened.read(1 << 20))
+  return digest.hexdigest()
 
 
 def _grown(shape: config.Model, params: Params, vocab_size: int) -> Run:

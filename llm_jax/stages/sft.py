@@ -31,6 +31,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     lambda: batches.pack_examples(held_out, cfg.length, cfg.batch),
   )
   runs.save_shape(workdir, start.shape)
+  runs.save_adapter(workdir, cfg.init, cfg.lora)
   return training.train(
     cfg,
     workdir,
@@ -42,6 +43,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     ),
     evaluate=lambda params: {"loss": float(measure(params)["nll"].value)},
     place=place,
+    adapter=cfg.lora,
   )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax import config, losses
 from llm_jax.errors import UserError
+from llm_jax.models import lora
 from llm_jax.models.transformer import Transformer
 from llm_jax.train import loop, optim, parallel
 from llm_jax.train.step import make_eval_step, make_train_step, state_maker
@@ -25,7 +26,7 @@ def decoder_apply(model: Transformer, train: bool = False) -> Apply:
   def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
     rngs = {"dropout": rng} if train and model.cfg.dropout else None
     hidden_BTD = model.apply(
-      {"params": params}, batch["tokens"], batch["positions"], batch["segments"], rngs=rngs
+      params, batch["tokens"], batch["positions"], batch["segments"], rngs=rngs
     )
     return Outputs(hidden_BTD, model.head(params), logit_cap=model.cfg.logit_cap)
 
@@ -43,6 +44,7 @@ def train(
   loaded: Params | None = None,
   evaluate: Callable[[Params], dict[str, float]] | None = None,
   row_tokens: int = 0,
+  adapter: config.Lora | None = None,
 ) -> TrainState:
   """Trains on `feed`; returns the final state.
 
@@ -56,6 +58,7 @@ def train(
     loaded: parameters of an earlier stage, which replace the new ones.
     evaluate: parameters as placed -> metrics, every `cfg.eval_every` steps.
     row_tokens: places in a row of a batch, for the throughput; 0: `cfg.length`.
+    adapter: trained alone, on frozen parameters, if it has a rank.
 
   Raises:
     UserError: if a loss does not fit the objective or the batch.
@@ -63,7 +66,10 @@ def train(
   tx = optim.make(cfg.optimizer, cfg.steps)
   step = place.compile(make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name))
   given = () if loaded is None else (loaded,)
-  state = place.init(state_maker(make_params, tx), jax.random.key(cfg.seed), *given)
+  make_state = state_maker(make_params, tx)
+  if adapter is not None and adapter.rank:
+    make_state = state_maker(_attached(make_params, adapter), tx, lora.trained)
+  state = place.init(make_state, jax.random.key(cfg.seed), *given)
   with fitting(cfg):
     return loop.fit(
       step,
@@ -74,13 +80,23 @@ def train(
       steps=cfg.steps,
       log_every=cfg.log_every,
       eval_every=cfg.eval_every,
-      evaluate=evaluate and (lambda state: evaluate(state.params)),
+      evaluate=evaluate and (lambda state: evaluate(state.whole)),
       checkpoint_every=cfg.checkpoint_every,
       keep=cfg.keep,
       tokens_per_step=cfg.batch * (row_tokens if row_tokens else cfg.length),
       name=pathlib.Path(workdir).name,
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
     )
+
+
+def _attached(
+  make_params: Callable[[jax.Array], Params], adapter: config.Lora
+) -> Callable[[jax.Array], Params]:
+  def make(key: jax.Array) -> Params:
+    own, added = jax.random.split(key)
+    return lora.attach(make_params(own), adapter, added)
+
+  return make
 
 
 @contextlib.contextmanager

@@ -189,11 +189,11 @@ class _Run:
   def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
     if checkpoints.latest_step() is None:
       return state, int(self.place.fetch(state.step)), {}
-    restored = checkpoints.restore(self.place.unreplicate(state))
+    restored = checkpoints.restore(_changing(self.place.unreplicate(state)))
     if restored is None:
       return state, int(self.place.fetch(state.step)), {}
-    del state  # Its memory is free before the copies are made.
-    state, extra = self.place.replicate(restored[0]), restored[1]
+    state = state.replace(step=None, params=None, opt_state=None, rng=None)  # Frees their memory.
+    state, extra = state.replace(**self.place.replicate(restored[0])), restored[1]
     start = int(self.place.fetch(state.step))
     print(f"{self.name}: goes on from step {start}", file=sys.stderr, flush=True)
     return state, start, extra
@@ -286,8 +286,13 @@ class _Run:
     sums = {} if self.sums is None else self.place.fetch(self.sums)
     sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
     extra = {"feed": self.feed.get_state(), "sums": sums}
-    checkpoints.save(step, self.place.unreplicate(state), extra)
+    checkpoints.save(step, _changing(self.place.unreplicate(state)), extra)
     self.clock += time.monotonic() - began
+
+
+def _changing(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint holds of a state: all but the frozen parameters."""
+  return {name: getattr(state, name) for name in ("step", "params", "opt_state", "rng")}
 
 
 @jax.jit

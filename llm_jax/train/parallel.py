@@ -101,15 +101,24 @@ class MeshJit:
     with self._context():
       return jax.jit(lambda *a: nn.unbox(make_state(*a)), out_shardings=shardings)(rng, *args)
 
+  def put(self, array: Any, names: tuple[str | None, ...]) -> jax.Array:
+    """Returns a parameter in its shards; `names` are the logical names of its axes.
+
+    Raises:
+      UserError: if a dimension cannot be divided by its mesh axis.
+    """
+    sharding = NamedSharding(self.mesh, self._spec((), names, np.shape(array)))
+    return jax.make_array_from_callback(np.shape(array), sharding, lambda part: array[part])
+
   def shardings(self, state: TrainState) -> TrainState:
     """Returns the sharding of each array of an abstract state whose params are still boxed."""
     boxes = jax.tree_util.tree_leaves_with_path(
-      state.params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+      (state.params, state.frozen), is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
     )
     specs = {}
     for path, box in boxes:
       names = box.names if isinstance(box, nn.Partitioned) else ()
-      specs[path] = (self._spec(path, names, nn.unbox(box).shape), nn.unbox(box).shape)
+      specs[path[1:]] = (self._spec(path, names, nn.unbox(box).shape), nn.unbox(box).shape)
 
     def of(path: tuple, leaf: Any) -> NamedSharding:
       for start in range(len(path)):
@@ -123,6 +132,7 @@ class MeshJit:
       step=of((), plain.step),
       params=jax.tree_util.tree_map_with_path(of, plain.params),
       opt_state=jax.tree_util.tree_map_with_path(of, plain.opt_state),
+      frozen=jax.tree_util.tree_map_with_path(of, plain.frozen),
       rng=of((), plain.rng),
     )
 
@@ -227,6 +237,11 @@ class Pmap:
   def init(self, make_state: Callable[..., TrainState], rng: jax.Array, *args: Any) -> TrainState:
     """Returns make_state(rng, *args), unboxed, one copy per device (a leading axis)."""
     return self.replicate(jax.jit(lambda *a: nn.unbox(make_state(*a)))(rng, *args))
+
+  def put(self, array: Any, names: tuple[str | None, ...]) -> Any:
+    """Returns a parameter as it is: `init` makes the copies."""
+    del names
+    return array
 
   def batch(self, tree: Any) -> Any:
     """Splits [B, ...] host arrays into [devices, B / devices, ...].

@@ -3,7 +3,7 @@
 Shape letters: B batch rows, A microbatches, K terms of a loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,19 +12,22 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.errors import UserError
-from llm_jax.types import Batch, LossFn, Mean, Params, TrainState
+from llm_jax.types import Batch, LossFn, Mean, Params, TrainState, join
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]
 
 
 def state_maker(
-  make_params: Callable[[jax.Array], Params], tx: optax.GradientTransformation
+  make_params: Callable[[jax.Array], Params],
+  tx: optax.GradientTransformation,
+  trained: Callable[[tuple[str, ...]], bool] | None = None,
 ) -> Callable[..., TrainState]:
   """Returns make_state(rng, loaded=None) for `placement.init`.
 
   Args:
     make_params: key -> parameters as the model makes them, still in their boxes of axis names.
     tx: the optimizer.
+    trained: path of a parameter -> whether it is trained; the others are frozen. None: all are.
 
   Returns:
     make_state(rng, loaded): a new state. `loaded` is a nested dict of parameters that replace the
@@ -36,8 +39,9 @@ def state_maker(
     params = make_params(params_key)
     if loaded is not None:
       params = _overlay(params, loaded)
+    params, frozen = (params, {}) if trained is None else _split_tree(params, trained)
     opt_state = tx.init(nn.unbox(params))
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, train_key)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, train_key, frozen)
 
   return make_state
 
@@ -74,7 +78,11 @@ def make_train_step(
     rng = jax.random.fold_in(state.rng, state.step)
     if axis_name:
       rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-    grads, loss, metrics = _gradients(loss_fn, state.params, batch, rng, accum, axis_name)
+
+    def loss_of(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+      return loss_fn(join(params, state.frozen), batch, rng)
+
+    grads, loss, metrics = _gradients(loss_of, state.params, batch, rng, accum, axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     one = jnp.ones((), jnp.float32)
@@ -83,7 +91,7 @@ def make_train_step(
       "grad_norm": Mean(optax.tree.norm(grads), one),
       "param_norm": Mean(optax.tree.norm(params), one),
     }
-    return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return step
 
@@ -159,6 +167,22 @@ def _scan_sum(fn: Callable, xs: tuple) -> Any:
     return jax.tree.map(jnp.add, carry, fn(*x)), None
 
   return jax.lax.scan(body, zeros, xs)[0]
+
+
+def _split_tree(
+  tree: Params, trained: Callable[[tuple[str, ...]], bool], path: tuple[str, ...] = ()
+) -> tuple[Params, Params]:
+  """Returns the trained and the frozen part of a nested dict."""
+  parts: tuple[dict, dict] = {}, {}
+  for name, node in tree.items():
+    at = (*path, name)
+    if not isinstance(node, Mapping):
+      parts[0 if trained(at) else 1][name] = node
+      continue
+    for part, inner in zip(parts, _split_tree(node, trained, at), strict=True):
+      if inner:
+        part[name] = inner
+  return parts
 
 
 def _overlay(params: Params, loaded: Params) -> Params:

@@ -33,7 +33,7 @@ def made(**fields):
 
 
 def run(model, params, *args, **kwargs):
-  return model.apply({"params": params}, *args, **kwargs)
+  return model.apply(params, *args, **kwargs)
 
 
 def test_a_target_sees_all_inputs_and_no_later_target():
@@ -83,14 +83,12 @@ def test_cached_steps_are_the_whole_pass():
 
 def test_folders_hold_what_was_saved(tmp_path):
   model, params = made()
-  interop.save(tmp_path / "hf", model.cfg, params)
-  shape, loaded = interop.load(tmp_path / "hf")
+  interop.save(tmp_path / "hf", model, params)
+  again, loaded = interop.load(tmp_path / "hf")
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
-  assert EncoderDecoder.from_config(shape).cfg == dataclasses.replace(
-    model.cfg, max_length=shape.max_length
-  )
+  assert again == EncoderDecoder(dataclasses.replace(model.cfg, max_length=again.cfg.max_length))
   with pytest.raises(UserError, match="this is an encoder-decoder"):
-    Transformer.from_config(shape)
+    Transformer.from_config(again.cfg)
   with pytest.raises(UserError, match="are of decoders alone"):
     interop.load(tmp_path / "hf", scan=True)
   with pytest.raises(UserError, match="encoder_layers of at least 1"):
@@ -118,9 +116,8 @@ def test_it_is_transformers_t5(tmp_path, feed, untied):
     for parameter in model.parameters():
       parameter.normal_(0, 0.25) if parameter.ndim > 1 else parameter.add_(0.1)
   model.save_pretrained(tmp_path / "hf")
-  shape, params = interop.load(tmp_path / "hf")
-  assert shape.tied != untied and ("lm_head" in params) == untied
-  ours = EncoderDecoder.from_config(shape)
+  ours, params = interop.load(tmp_path / "hf")
+  assert ours.cfg.tied != untied and ("lm_head" in params) == untied
   rng = np.random.default_rng(0)
   inputs, tokens = rng.integers(2, 64, (2, 50)), rng.integers(2, 64, (2, 40))
   seen = np.arange(50)[None] < np.array([[50], [37]])
@@ -138,6 +135,6 @@ def test_it_is_transformers_t5(tmp_path, feed, untied):
     method="logits",
   )  # fmt: skip
   assert np.abs(np.asarray(got) - wanted).max() <= 2e-4 * wanted.std()
-  interop.save(tmp_path / "back", shape, params)
+  interop.save(tmp_path / "back", ours, params)
   back = hf.T5ForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
   np.testing.assert_array_equal(theirs(back), wanted)

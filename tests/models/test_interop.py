@@ -45,7 +45,7 @@ every_shape = pytest.mark.parametrize("name", SHAPES)
 
 
 def made(name, seed=0):
-  """A shape, and random parameters for it."""
+  """A model, and random parameters for it."""
   shape = dataclasses.replace(BASE, **SHAPES[name])
   if name.startswith("gemma2") or name.startswith("gemma3"):
     shape.attention_scale = 24**-0.5
@@ -53,41 +53,42 @@ def made(name, seed=0):
   boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
   random = np.random.default_rng(seed)
   draw = lambda x: random.standard_normal(x.shape, np.float32)  # noqa: E731
-  return shape, jax.tree.map(draw, nn.unbox(boxed)["params"])
+  return model, jax.tree.map(draw, nn.unbox(boxed)["params"])
 
 
-def logits(shape, params, ids):
-  return Transformer.from_config(shape).apply({"params": params}, ids, method="logits")
+def logits(model, params, ids):
+  return model.apply(params, ids, method="logits")
 
 
 @every_shape
 def test_what_is_saved_is_loaded_to_the_bit(name, tmp_path):
-  shape, params = made(name)
-  interop.save(tmp_path / "hf", shape, params)
+  model, params = made(name)
+  interop.save(tmp_path / "hf", model, params)
   kind = json.loads((tmp_path / "hf/config.json").read_text())["model_type"]
   assert kind == name.split("_")[0] or kind == name
   again, loaded = interop.load(tmp_path / "hf")
-  assert configs.canonical(again) == configs.canonical(shape)
+  assert configs.canonical(again.cfg) == configs.canonical(model.cfg)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   ids = jnp.arange(20).reshape(2, 10)
-  np.testing.assert_array_equal(logits(again, loaded, ids), logits(shape, params, ids))
-  stacked_shape, stacked = interop.load(tmp_path / "hf", scan=True)
+  np.testing.assert_array_equal(logits(again, loaded, ids), logits(model, params, ids))
+  scanned, stacked = interop.load(tmp_path / "hf", scan=True)
   jax.tree.map(np.testing.assert_array_equal, stacked, stack(params, 3))
-  interop.save(tmp_path / "again", stacked_shape, stacked)
+  interop.save(tmp_path / "again", scanned, stacked)
   assert (tmp_path / "again/model.safetensors").read_bytes() == (
     tmp_path / "hf/model.safetensors"
   ).read_bytes()
 
 
 def test_shards_and_their_index(tmp_path):
-  shape, params = made("llama")
-  interop.save(tmp_path / "hf", shape, params, shard_bytes=4000)
+  model, params = made("llama")
+  interop.save(tmp_path / "hf", model, params, shard_bytes=4000)
   files = sorted(p.name for p in (tmp_path / "hf").iterdir())
   assert len(files) > 4 and files[-1] == "model.safetensors.index.json"
   given = {}
 
-  def put(path, array):
-    given[path] = array
+  def put(array, names):
+    given[id(array)] = names
+    assert len(names) == array.ndim
     return array
 
   _, loaded = interop.load(tmp_path / "hf", put=put)
@@ -96,8 +97,8 @@ def test_shards_and_their_index(tmp_path):
 
 
 def test_a_decoder_without_its_prefix_and_old_buffers(tmp_path):
-  shape, params = made("gpt2")
-  interop.save(tmp_path / "hf", shape, params)
+  model, params = made("gpt2")
+  interop.save(tmp_path / "hf", model, params)
   file = safetensors.File(tmp_path / "hf/model.safetensors")
   tensors = {name.removeprefix("transformer."): file.read(name) for name in file.tensors}
   tensors["h.0.attn.bias"] = np.ones((1, 1, 4, 4), np.float32)
@@ -111,8 +112,8 @@ def rewrite(folder, tensors):
 
 
 def test_half_precision_becomes_float32(tmp_path):
-  shape, params = made("llama")
-  interop.save(tmp_path / "hf", shape, params)
+  model, params = made("llama")
+  interop.save(tmp_path / "hf", model, params)
   file = safetensors.File(tmp_path / "hf/model.safetensors")
   bf16 = safetensors.DTYPES["BF16"]
   rewrite(tmp_path / "hf", {name: file.read(name).astype(bf16) for name in file.tensors})
@@ -121,10 +122,25 @@ def test_half_precision_becomes_float32(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_on_disk(tmp_path, dtype):
+  model, params = made("llama")
+  interop.save(tmp_path / "hf", model, params, dtype=dtype)
+  assert json.loads((tmp_path / "hf/config.json").read_text())["dtype"] == dtype
+  rounded = jax.tree.map(lambda x: np.float32(jnp.asarray(x, dtype)), params)
+  jax.tree.map(np.testing.assert_array_equal, interop.load(tmp_path / "hf")[1], rounded)
+  with pytest.raises(UserError, match='"bf16" is unknown; '):
+    interop.save(tmp_path / "no", model, params, dtype="bf16")
+  params["embedding"][0, 0] = 3.4e38
+  with pytest.raises(UserError, match="has values that .*float16 cannot hold"):
+    interop.save(tmp_path / "no", model, params, dtype=dtype)
+  assert not (tmp_path / "no").exists()
+
+
 @pytest.fixture
 def folder(tmp_path):
-  shape, params = made("llama")
-  interop.save(tmp_path / "hf", shape, params)
+  model, params = made("llama")
+  interop.save(tmp_path / "hf", model, params)
   return tmp_path / "hf"
 
 
@@ -264,17 +280,17 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory, place, put, cut):
 def test_a_decoder_of_ours_alone_is_not_saved(tmp_path):
   shape = dataclasses.replace(BASE, position="relative")
   with pytest.raises(UserError, match="no architecture of Hugging Face"):
-    interop.save(tmp_path / "hf", shape, {})
+    interop.save(tmp_path / "hf", Transformer.from_config(shape), {})
   with pytest.raises(UserError, match='"mistral" of Hugging Face cannot have this qk_norm'):
     configs.write(dataclasses.replace(BASE, qk_norm=True), "mistral")
   assert not (tmp_path / "hf").exists()
 
 
 def test_a_folder_that_is_not_empty_stays(tmp_path):
-  shape, params = made("llama")
+  model, params = made("llama")
   (tmp_path / "note").write_text("mine")
   with pytest.raises(UserError, match="is not empty"):
-    interop.save(tmp_path, shape, params)
+    interop.save(tmp_path, model, params)
   assert [p.name for p in tmp_path.iterdir()] == ["note"]
 
 
@@ -283,5 +299,5 @@ def test_older_spellings_of_rotary_positions_are_read(folder):
   assert fields["rope_theta"] == 5e5 and fields["rope_scaling"]["rope_type"] == "llama3"
   del fields["rope_parameters"]
   (folder / "config.json").write_text(json.dumps(fields))
-  shape, _ = interop.load(folder)
+  shape = interop.load(folder)[0].cfg
   assert (shape.rope_theta, shape.rope_scaling) == (5e5, LLAMA3)

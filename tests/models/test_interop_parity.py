@@ -15,7 +15,6 @@ from llm_jax.generate import sample
 from llm_jax.models import interop
 from llm_jax.models.interop import configs
 from llm_jax.models.interop.weights import tensors
-from llm_jax.models.transformer import Transformer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
@@ -77,7 +76,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
-  """(their model, our shape, our parameters, the folder)."""
+  """(their model, ours, our parameters, the folder)."""
   torch.manual_seed(0)
   # The eager path of 5.24 adds ALiBi twice in a Falcon; Gemma 2's caps need the eager path.
   way = "sdpa" if request.param == "falcon_rw" else "eager"
@@ -91,17 +90,15 @@ def pair(request, tmp_path_factory):
         parameter.add_(torch.randn_like(parameter) * 0.2)
   folder = tmp_path_factory.mktemp(request.param) / "hf"
   model.save_pretrained(folder)
-  shape, params = interop.load(folder)
-  return model, shape, params, folder
+  return model, *interop.load(folder), folder
 
 
 def tokens(rows=2, length=48):
   return np.random.default_rng(1).integers(3, 64, (rows, length))
 
 
-def ours(shape, params, ids, *args):
-  model = Transformer.from_config(shape)
-  return np.asarray(model.apply({"params": params}, jnp.asarray(ids), *args, method="logits"))
+def ours(model, params, ids, *args):
+  return np.asarray(model.apply(params, jnp.asarray(ids), *args, method="logits"))
 
 
 def theirs(model, ids, **kwargs):
@@ -114,43 +111,42 @@ def close(got, wanted, most=2e-4):
 
 
 def test_logits_of_rows_padded_and_packed(pair):
-  model, shape, params, _ = pair
+  model, own, params, _ = pair
   ids = tokens()
   wanted = theirs(model, ids)
-  close(ours(shape, params, ids), wanted)
+  close(ours(own, params, ids), wanted)
   # Padding on the left: segment 0, and positions that start at the first token.
   padded = np.pad(ids, ((0, 0), (5, 0)))
   segments = np.pad(np.ones_like(ids), ((0, 0), (5, 0)))
   places = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
-  close(ours(shape, params, padded, jnp.asarray(places), jnp.asarray(segments))[:, 5:], wanted)
+  close(ours(own, params, padded, jnp.asarray(places), jnp.asarray(segments))[:, 5:], wanted)
   # Two documents in a row.
   both = ids.reshape(1, -1)
   places = np.tile(np.arange(48), 2)[None]
   segments = np.repeat([1, 2], 48)[None]
-  packed = ours(shape, params, both, jnp.asarray(places), jnp.asarray(segments))
+  packed = ours(own, params, both, jnp.asarray(places), jnp.asarray(segments))
   close(packed.reshape(wanted.shape), wanted)
 
 
 def test_a_scanned_model_and_cached_steps(pair):
-  model, shape, params, folder = pair
+  model, own, params, folder = pair
   ids = tokens()
   wanted = theirs(model, ids)
   close(ours(*interop.load(folder, scan=True), ids), wanted)
-  decoder = Transformer.from_config(shape)
-  step = jax.jit(lambda x, cache: decoder.apply({"params": params}, x, cache=cache))
-  hidden, cache = step(jnp.asarray(ids[:, :10]), decoder.empty_cache(2, 48))
+  step = jax.jit(lambda x, cache: own.apply(params, x, cache=cache))
+  hidden, cache = step(jnp.asarray(ids[:, :10]), own.empty_cache(2, 48))
   parts = [hidden]
   for t in range(10, 48):
     hidden, cache = step(jnp.asarray(ids[:, t : t + 1]), cache)
     parts.append(hidden)
-  cached = jnp.concatenate(parts, axis=1) @ decoder.head(params)
-  if shape.logit_cap:
-    cached = shape.logit_cap * jnp.tanh(cached / shape.logit_cap)
+  cached = jnp.concatenate(parts, axis=1) @ own.head(params)
+  if cap := own.cfg.logit_cap:
+    cached = cap * jnp.tanh(cached / cap)
   close(np.asarray(cached), wanted)
 
 
 def test_loss_and_gradients(pair):
-  model, shape, params, _ = pair
+  model, own, params, _ = pair
   ids = tokens()
   given = torch.from_numpy(ids)
   model.zero_grad()
@@ -158,19 +154,17 @@ def test_loss_and_gradients(pair):
   loss.backward()
 
   def nll(params):
-    logits = Transformer.from_config(shape).apply(
-      {"params": params}, jnp.asarray(ids), method="logits"
-    )
+    logits = own.apply(params, jnp.asarray(ids), method="logits")
     logp = jax.nn.log_softmax(logits[:, :-1])
     return -jnp.take_along_axis(logp, jnp.asarray(ids)[:, 1:, None], axis=-1).mean()
 
-  own, grads = jax.value_and_grad(nll)(params)
-  np.testing.assert_allclose(own, loss.item(), rtol=1e-5)
-  solved = configs.canonical(shape)
+  value, grads = jax.value_and_grad(nll)(params)
+  np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
+  solved = configs.canonical(own.cfg)
   gradients = {n: p.grad.numpy() for n, p in model.named_parameters()}
   kind = configs.ARCHITECTURES[model.config.model_type]
   largest = max(np.abs(g).max() for g in gradients.values())
-  for name, (rule, layer) in tensors(kind.rules(solved), shape).items():
+  for name, (rule, layer) in tensors(kind.rules(solved), own.cfg).items():
     theirs_ = gradients.get(name, gradients.get("lm_head.weight"))
     for path, wanted in zip(rule.paths, rule.take(theirs_, solved), strict=True):
       got = grads
@@ -180,7 +174,7 @@ def test_loss_and_gradients(pair):
 
 
 def test_greedy_texts_of_64_tokens(pair):
-  model, shape, params, _ = pair
+  model, own, params, _ = pair
   prompt = tokens(2, 12)
   with torch.no_grad():
     wanted = model.generate(
@@ -188,18 +182,18 @@ def test_greedy_texts_of_64_tokens(pair):
       max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0, eos_token_id=None,
     ).numpy()  # fmt: skip
   rollout = sample(
-    Transformer.from_config(shape), params, jnp.asarray(prompt), jnp.ones((2, 12)),
+    own, params, jnp.asarray(prompt), jnp.ones((2, 12)),
     jax.random.split(jax.random.key(0), 2), max_new=64, temperature=0.0, end_id=-1,
   )  # fmt: skip
   np.testing.assert_array_equal(rollout.tokens, wanted)
 
 
 def test_what_we_save_they_read(pair, tmp_path):
-  model, shape, params, _ = pair
-  interop.save(tmp_path / "ours", shape, params)
+  model, own, params, _ = pair
+  interop.save(tmp_path / "ours", own, params)
   way = model.config._attn_implementation
   back = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation=way)
   np.testing.assert_array_equal(theirs(back.eval(), tokens()), theirs(model, tokens()))
   again, loaded = interop.load(tmp_path / "ours")
-  assert configs.canonical(again) == configs.canonical(shape)
+  assert configs.canonical(again.cfg) == configs.canonical(own.cfg)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)

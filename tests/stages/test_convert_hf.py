@@ -10,6 +10,7 @@ import pytest
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models import interop
+from llm_jax.models.transformer import Transformer
 from llm_jax.stages import pretrain, runs, sft
 from tests.stages.conftest import SHAPE, tiny
 from tools import convert_hf
@@ -50,7 +51,7 @@ def test_sft_starts_from_a_folder_and_a_smaller_vocabulary_grows(prepared, base,
   small = 290
   params = run.params | {"embedding": run.params["embedding"][:small]}
   shape = config.Model(**(vars(run.shape) | {"vocab_size": small}))
-  interop.save(tmp_path / "hf", shape, params)
+  interop.save(tmp_path / "hf", Transformer.from_config(shape), params)
   grown = runs.load(str(tmp_path / "hf"), "init", vocab_size=300)
   np.testing.assert_allclose(
     grown.params["embedding"][small:], np.tile(params["embedding"].mean(0), (10, 1)), rtol=1e-5

@@ -75,6 +75,24 @@ def test_a_mean_of_microbatch_means_would_differ():
   assert abs(whole - shortcut) > 1e-2
 
 
+@pytest.mark.parametrize("place", ["2x2x2", "pmap"])
+def test_frozen_parameters_stay_and_the_others_move_as_on_one_device(place):
+  loss_fn, batch = LOSSES["two_terms"], toys.make_batch()
+
+  def run(place):
+    make_state = state_maker(toys.make_params(toys.Toy()), TX, lambda path: path[0] == "up")
+    state = place.init(make_state, jax.random.key(0))
+    assert set(state.params) == {"up"} and set(state.frozen) == {"embedding", "head"}
+    before = place.fetch(state.frozen)
+    step = place.compile(make_train_step(loss_fn, TX, accum=2, axis_name=place.axis_name))
+    for _ in range(3):
+      state, _ = step(state, place.batch(batch))
+    jax.tree.map(np.testing.assert_array_equal, place.fetch(state.frozen), before)
+    return place.fetch(state.whole)
+
+  assert_same(run(parallel.make(PLACES[place])), run(parallel.make(ONE)))
+
+
 def test_a_batch_without_weight_moves_nothing():
   batch = toys.make_batch() | {"mask": np.zeros((toys.ROWS, toys.LENGTH), np.float32)}
   place = parallel.make(ONE)

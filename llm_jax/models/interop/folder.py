@@ -1,4 +1,4 @@
-"""Folders of Hugging Face, config.json and safetensors, to a shape and parameters, and back.
+"""Folders of Hugging Face, config.json and safetensors, to a model and parameters, and back.
 
 Tensor by tensor: memory holds the parameters, and one tensor more. No code and no pickle is read.
 """
@@ -17,14 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config
-from llm_jax.errors import UserError
+from llm_jax.errors import UserError, nearest
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.interop import configs, safetensors
 from llm_jax.models.interop.weights import Architecture, Rule, tensors
+from llm_jax.models.language_model import LanguageModel
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
-Put = Callable[[str, np.ndarray], Any]  # (path, array) -> what stands in the tree for it.
+# (array, name of each axis) -> what stands in the tree for it.
+Put = Callable[[np.ndarray, tuple[str | None, ...]], Any]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -32,24 +34,25 @@ _SINGLE = "model.safetensors"
 
 def load(
   directory: str | os.PathLike[str], *, scan: bool = False, put: Put | None = None
-) -> tuple[config.Model, Params]:
+) -> tuple[LanguageModel, Params]:
   """Reads a folder that `save_pretrained` of transformers wrote.
 
   Args:
     directory: with config.json and model.safetensors, whole or in shards with their index.
     scan: whether layers are stacked, for a scanned decoder.
-    put: takes each parameter as soon as it is complete, float32, to a mesh for one; None: it stays
-      a NumPy array.
+    put: takes each parameter as soon as it is complete, float32, to where it shall be: the method
+      `put` of train/parallel.py's placements for one; None: it stays a NumPy array.
 
   Returns:
-    (shape, parameters); `Transformer.from_config(shape)` runs them.
+    (model, parameters): a `Transformer` or, of T5's kind, an `EncoderDecoder`;
+    `model.apply(parameters, tokens, method="logits")` runs it.
 
   Raises:
     UserError: for a file that is missing or damaged, an architecture or a setting that is not
       known, and a tensor that is missing, of another shape, of no use here, or not finite.
   """
   folder = pathlib.Path(directory)
-  hf = _json(folder / "config.json")
+  hf = read_json(folder / "config.json")
   shape = configs.read(hf, str(folder / "config.json"))
   shape.scan = scan
   kind = configs.ARCHITECTURES[hf["model_type"]]
@@ -59,10 +62,10 @@ def load(
   solved = configs.canonical(shape)
   wanted = tensors(kind.rules(solved), shape)
   _check_names(folder, wanted, names, kind, shape)
-  tree = _Tree(_shapes(shape), shape, put or (lambda _, array: array))
+  tree = _Tree(shape, put or (lambda array, _: array))
   for name, (rule, layer) in wanted.items():
     file, own = names[name]
-    tensor = _floats(file, own)
+    tensor = floats(file, own)
     try:
       arrays = rule.take(tensor, solved)
     except ValueError as error:
@@ -71,15 +74,16 @@ def load(
       ) from error
     for path, array in zip(rule.paths, arrays, strict=True):
       tree.add(path, layer, array, f"{file.path}: tensor {own}")
-  return shape, tree.whole(folder)
+  return _model(shape), tree.whole(folder)
 
 
 def save(
   directory: str | os.PathLike[str],
-  shape: config.Model,
+  model: LanguageModel,
   params: Params,
   *,
   kind: str = "",
+  dtype: str = "float32",
   shard_bytes: int = 5_000_000_000,
   more: Mapping[str, Any] | None = None,
 ) -> None:
@@ -87,9 +91,10 @@ def save(
 
   Args:
     directory: is made.
-    shape: of the decoder, `vocab_size` set.
-    params: its parameters, any arrays; written as float32.
+    model: whose parameters they are.
+    params: its parameters, any arrays.
     kind: model_type to write, "llama" for one; "": the first that can say all of the shape.
+    dtype: float32, bfloat16 or float16, rounded to nearest; what is out of its range is an error.
     shard_bytes: a file has so many at most, but one tensor at least.
     more: further fields of config.json, such as {"eos_token_id": 1}.
 
@@ -99,7 +104,10 @@ def save(
   folder = pathlib.Path(directory)
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty: name another folder")
-  fields = configs.write(shape, kind) | dict(more or {})
+  shape = model.cfg
+  if dtype not in safetensors.WRITTEN:
+    raise UserError(f'dtype "{dtype}" is unknown{nearest(dtype, safetensors.WRITTEN)}')
+  fields = configs.write(shape, kind) | {"dtype": dtype, "torch_dtype": dtype} | dict(more or {})
   solved = configs.canonical(shape)
   wanted = tensors(configs.ARCHITECTURES[fields["model_type"]].rules(solved), shape)
   flat = _flat(params)
@@ -107,9 +115,10 @@ def save(
   def get(name: str) -> np.ndarray:
     rule, layer = wanted[name]
     arrays = [_of_layer(flat, path, layer, shape.scan) for path in rule.paths]
-    return np.ascontiguousarray(rule.give(arrays, solved), np.float32)
+    return _rounded(rule.give(arrays, solved), written, name)
 
-  sizes = _sizes(wanted, flat, solved, shape.scan)
+  written = safetensors.DTYPES[safetensors.WRITTEN[dtype]]
+  sizes = {name: (written, size) for name, size in _sizes(wanted, flat, solved, shape.scan).items()}
   part = folder.with_name(f"{folder.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
@@ -123,30 +132,32 @@ def save(
 class _Tree:
   """Parameters as they come in, each handed over when it is complete."""
 
-  def __init__(self, shapes: Mapping[str, tuple[int, ...]], shape: config.Model, put: Put):
-    self._shapes, self._shape, self._put = shapes, shape, put
+  def __init__(self, shape: config.Model, put: Put):
+    self._shape, self._put = shape, put
+    self._wanted = _boxes(shape)
     self._done: dict[str, Any] = {}
     self._open: dict[str, tuple[np.ndarray, set[int]]] = {}  # Stacked layers.
 
   def add(self, path: str, layer: int, array: np.ndarray, what: str) -> None:
     stacked = layer >= 0 and self._shape.scan
     place = _place(path, layer, self._shape.scan)
-    expected = self._shapes.get(place)
-    own = expected[1:] if stacked and expected else expected
-    if own is not None and array.shape != own:
+    box = self._wanted[place]
+    expected = nn.unbox(box).shape
+    own = expected[1:] if stacked else expected
+    if array.shape != own:
       raise UserError(f"{what} gives {place} as {array.shape}, config.json needs {own}")
     if not stacked:
-      self._done[place] = self._put(place, np.ascontiguousarray(array, np.float32))
+      self._done[place] = self._put(np.ascontiguousarray(array, np.float32), box.names)
       return
     whole, seen = self._open.setdefault(place, (np.empty(expected, np.float32), set()))
     whole[layer] = array
     seen.add(layer)
     if len(seen) == self._shape.layers:
       del self._open[place]
-      self._done[place] = self._put(place, whole)
+      self._done[place] = self._put(whole, box.names)
 
   def whole(self, folder: pathlib.Path) -> Params:
-    lost = sorted(set(self._shapes) - set(self._done))
+    lost = sorted(set(self._wanted) - set(self._done))
     if lost:
       raise UserError(f"{folder}: nothing gives {lost[0]}, {len(lost)} parameters in all")
     tree: dict[str, Any] = {}
@@ -159,7 +170,8 @@ class _Tree:
     return tree
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a file, or raises UserError."""
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -178,7 +190,7 @@ def _names(folder: pathlib.Path, kind: Architecture) -> dict[str, tuple[safetens
     UserError: if a file is missing, or the index does not fit the files.
   """
   if (folder / _INDEX).exists():
-    listed = _json(folder / _INDEX).get("weight_map")
+    listed = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
       raise UserError(f"{folder / _INDEX} has no weight_map of file names")
     bad = [file for file in listed.values() if pathlib.PurePath(file).name != file]
@@ -219,7 +231,8 @@ def _check_names(
       raise UserError(f"{folder}: tensor {name} is of no use to the architecture of config.json")
 
 
-def _floats(file: safetensors.File, name: str) -> np.ndarray:
+def floats(file: safetensors.File, name: str) -> np.ndarray:
+  """Returns a tensor as float32, or raises UserError if it has other than finite numbers."""
   tensor = file.read(name)
   if tensor.dtype.kind in "iub":
     raise UserError(f"{file.path}: tensor {name} is {tensor.dtype}: quantised weights are not read")
@@ -229,15 +242,19 @@ def _floats(file: safetensors.File, name: str) -> np.ndarray:
   return tensor
 
 
-def _shapes(shape: config.Model) -> dict[str, tuple[int, ...]]:
-  """Returns {path: shape} of all parameters."""
-  ids = jnp.zeros((1, 2), jnp.int32)
-  if shape.encoder_layers:
-    given = EncoderDecoder.from_config(shape), ids, ids
-  else:
-    given = Transformer.from_config(shape), ids
-  made = jax.eval_shape(given[0].init, jax.random.key(0), *given[1:])["params"]
-  return {path: leaf.shape for path, leaf in _flat(nn.unbox(made)).items()}
+def _boxes(shape: config.Model) -> dict[str, nn.Partitioned]:
+  """Returns {path: shape and names of axes} of all parameters."""
+  ids, model = jnp.zeros((1, 2), jnp.int32), _model(shape)
+  given = (ids, ids) if shape.encoder_layers else (ids,)
+  made = jax.eval_shape(model.init, jax.random.key(0), *given)["params"]
+  boxed = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
+  leaves = jax.tree_util.tree_leaves_with_path(made, is_leaf=boxed)
+  return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _model(shape: config.Model) -> LanguageModel:
+  kind = EncoderDecoder if shape.encoder_layers else Transformer
+  return kind.from_config(shape)
 
 
 def _flat(params: Params) -> dict[str, Any]:
@@ -250,15 +267,27 @@ def _of_layer(flat: Mapping[str, Any], path: str, layer: int, scan: bool) -> np.
   return np.asarray(array[layer] if scan and layer >= 0 else array)
 
 
+def where(path: str, layer: int, scan: bool) -> tuple[str, ...]:
+  """Returns where a rule's path is in the tree, of layers that are stacked or not."""
+  return tuple(_place(path, layer, scan).split("/"))
+
+
 def _place(path: str, layer: int, scan: bool) -> str:
-  """Where a rule's path is in the tree, of layers that are stacked or not."""
   return path.replace("blocks_{i}", "blocks") if scan else path.replace("{i}", str(layer))
+
+
+def _rounded(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    found = np.ascontiguousarray(array, dtype)
+  if not np.isfinite(found).all():
+    raise UserError(f"tensor {name} has values that {dtype} cannot hold: write it as float32")
+  return found
 
 
 def _sizes(
   wanted: Mapping[str, tuple[Rule, int]], flat: Mapping[str, Any], shape: config.Model, scan: bool
-) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-  """Returns {name: (dtype, shape)} of the tensors to be written, without touching the weights."""
+) -> dict[str, tuple[int, ...]]:
+  """Returns {name: shape} of the tensors to be written, without touching the weights."""
   found = {}
   for name, (rule, layer) in wanted.items():
     empty = []
@@ -266,7 +295,7 @@ def _sizes(
       whole = flat[_place(path, layer, scan)].shape
       own = whole[1:] if scan and layer >= 0 else whole
       empty.append(np.broadcast_to(np.float32(0), own))
-    found[name] = np.dtype("<f4"), rule.give(empty, shape).shape
+    found[name] = rule.give(empty, shape).shape
   return found
 
 

@@ -28,6 +28,7 @@ DTYPES: dict[str, np.dtype] = {
   "U8": np.dtype("u1"),
   "BOOL": np.dtype("?"),
 }
+WRITTEN = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_HEADER = 100_000_000  # Bytes, as the format has it.
 _MOST_DIMENSIONS = 8

@@ -1,0 +1,45 @@
+"""One typed tree of mutable dataclasses: every number of an experiment has its place here.
+
+Only the standard library is imported, so that `--help` answers at once. A path of "" means "none".
+"""
+
+from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
+from llm_jax.config.model import Lora, Model
+from llm_jax.config.pipeline import Evaluate, Pipeline, Preferences
+from llm_jax.config.training import (
+  Dpo,
+  Mesh,
+  Optimizer,
+  Ppo,
+  Pretrain,
+  Reward,
+  Sampling,
+  Sft,
+  Stage,
+)
+
+# Fields that change nothing but the time: a run may go on with others.
+HOW = ("workers", "engine", "beam_runner", "beam_options")
+
+__all__ = [
+  "Dpo",
+  "Evaluate",
+  "HOW",
+  "Lora",
+  "Mesh",
+  "Mixture",
+  "Model",
+  "Optimizer",
+  "Pack",
+  "Pipeline",
+  "Ppo",
+  "Preferences",
+  "Prepare",
+  "Pretrain",
+  "Reader",
+  "Reward",
+  "Sampling",
+  "Sft",
+  "Stage",
+  "Tokenizer",
+]

@@ -1,0 +1,203 @@
+"""The stages that train, and what they have in common."""
+
+import dataclasses
+from dataclasses import field
+
+from llm_jax.config.data import Mixture
+from llm_jax.config.model import Lora, Model
+from llm_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass
+class Optimizer:
+  """An optimizer and its schedule, in steps."""
+
+  name: str = "adamw"  # adamw | muon
+  lr: float = 1e-3
+  adam_lr: float = 0.0  # Muon only: the AdamW part's rate (embeddings, norms, heads); 0: lr.
+  schedule: str = "wsd"  # constant | linear | cosine | wsd
+  warmup: int = 20
+  decay: float = 0.3  # wsd: the last fraction of the steps that decays.
+  final: float = 0.0  # The last rate as a fraction of `lr`.
+  beta1: float = 0.9
+  beta2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.0  # On matrices only.
+  clip: float = 1.0  # Global gradient norm; 0: none.
+
+  def validate(self) -> None:
+    """Raises UserError, in one line that names the field, for what cannot be."""
+    known = {"name": ("adamw", "muon"), "schedule": ("constant", "linear", "cosine", "wsd")}
+    for name, values in known.items():
+      value = getattr(self, name)
+      if value not in values:
+        raise UserError(f'config.{name}="{value}" is unknown{nearest(value, values)}')
+
+
+@dataclasses.dataclass
+class Mesh:
+  """Where arrays live: a named mesh under jit, or plain replication under pmap."""
+
+  kind: str = "mesh"  # mesh | pmap
+  data: int = -1  # -1: all devices that the other axes leave.
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass
+class Stage:
+  """What every training stage has."""
+
+  seed: int = 0
+  prepared: str = "runs/quickstart/prepare"  # A directory that `experiments.prepare` wrote.
+  loss: str = ""
+  steps: int = 100
+  batch: int = 16  # Rows per update, over all devices and microbatches.
+  accum: int = 1  # Microbatches per update.
+  length: int = 128  # Tokens per row.
+  log_every: int = 10
+  eval_every: int = 100
+  checkpoint_every: int = 200
+  keep: int = 2  # Checkpoints kept.
+  optimizer: Optimizer = field(default_factory=Optimizer)
+  mesh: Mesh = field(default_factory=Mesh)
+
+  def validate(self) -> None:
+    """Checks across fields, before anything is compiled.
+
+    Raises:
+      UserError: one line that names the fields and the remedy.
+    """
+    for name in ("steps", "batch", "accum", "length", "log_every", "checkpoint_every", "keep"):
+      if getattr(self, name) < 1:
+        raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+    if self.seed < 0:
+      raise UserError(f"config.seed must not be negative, got {self.seed}")
+    if self.batch % self.accum:
+      raise UserError(f"config.batch={self.batch} must be a multiple of config.accum={self.accum}")
+
+
+@dataclasses.dataclass
+class Sampling:
+  """How answers are drawn."""
+
+  temperature: float = 0.8  # Also divides the logits of every log-prob: one distribution.
+  top_k: int = 0  # 0: no limit.
+  top_p: float = 1.0
+  max_new: int = 40
+
+  def validate(self) -> None:
+    """Raises UserError, in one line that names the field, for what cannot be."""
+    if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new < 1:
+      raise UserError(
+        "config.temperature and config.top_k must not be negative, config.top_p in (0, 1] and "
+        f"config.max_new at least 1, got {dataclasses.asdict(self)}"
+      )
+
+
+@dataclasses.dataclass
+class Pretrain(Stage):
+  """Next-token prediction on packed documents.
+
+  The tokenizer and the held-out documents are those of `prepared`.
+  """
+
+  loss: str = "cross_entropy()"
+  packing: str = "first_fit"  # first_fit | best_fit | concat: how documents fill rows.
+  mixture: Mixture = field(default_factory=Mixture)
+  model: Model = field(default_factory=Model)
+
+  def validate(self) -> None:
+    """Checks what every stage checks, and how rows are packed.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    super().validate()
+    known = ("first_fit", "best_fit", "concat")
+    if self.packing not in known:
+      raise UserError(f'config.packing="{self.packing}" is unknown{nearest(self.packing, known)}')
+
+
+@dataclasses.dataclass
+class Sft(Stage):
+  """Next-token prediction on the answers of instruction pairs."""
+
+  loss: str = "cross_entropy()"
+  init: str = "runs/quickstart/pretrain"  # A run, or a folder of Hugging Face, to start from.
+  lora: Lora = field(default_factory=Lora)
+
+
+@dataclasses.dataclass
+class Reward(Stage):
+  """A scalar head trained on preference pairs."""
+
+  loss: str = "logistic()"
+  init: str = "runs/quickstart/sft"
+  kinds: str = ""  # Comma-separated kinds of pairs to train on; "": all.
+  preferences: str = "runs/quickstart/preferences"
+  shuffle_labels: bool = False  # Negative control: the label of every pair is a coin flip.
+  center: float = 0.01  # Weight of (chosen + rejected)^2, which fixes the free offset.
+
+
+@dataclasses.dataclass
+class Dpo(Stage):
+  """Direct preference optimisation and its relatives."""
+
+  loss: str = "logistic(beta=0.1)"
+  init: str = "runs/quickstart/sft"
+  preferences: str = "runs/quickstart/preferences"
+  kinds: str = ""  # Comma-separated kinds of pairs to train on; "": all.
+  average: bool = False  # Mean instead of summed log-probs over an answer's tokens.
+  lora: Lora = field(default_factory=Lora)
+
+
+@dataclasses.dataclass
+class Ppo(Stage):
+  """PPO with a policy, a frozen reference, a reward model and a critic."""
+
+  loss: str = "ppo_clip(clip=0.2)"
+  value_loss: str = "value_clip(clip=0.2)"
+  init: str = "runs/quickstart/sft"
+  reward: str = "runs/quickstart/reward"
+  sampling: Sampling = field(default_factory=Sampling)
+  rollouts: int = 64  # Answers per iteration.
+  epochs: int = 1
+  gamma: float = 1.0
+  lam: float = 0.95
+  value_coef: float = 0.1
+  critic_head: str = "zero"  # Or "reward": the critic starts as the whole reward model.
+  entropy_coef: float = 0.0
+  kl_estimator: str = "k1"  # In the reward; k1 is the unbiased one.
+  kl_init: float = 0.05
+  kl_target: float = 0.0  # Nats per answer; 0: a fixed coefficient.
+  kl_horizon: float = 10_000.0  # Answers.
+  max_approxkl: float = 0.05  # Early stop of an iteration's remaining updates; 0: never.
+  missing_end_penalty: float = 1.0  # Subtracted from the score of an answer that does not end.
+
+  def validate(self) -> None:
+    """Checks what the other stages check, and that rollouts divide into minibatches.
+
+    Raises:
+      UserError: one line that names the fields and the remedy.
+    """
+    super().validate()
+    if self.rollouts % self.batch:
+      raise UserError(
+        f"config.rollouts={self.rollouts} must be a multiple of config.batch={self.batch}"
+      )
+    if self.sampling.temperature <= 0 or self.epochs < 1:
+      raise UserError(
+        "config.sampling.temperature must be above 0 and config.epochs at least 1, got "
+        f"{self.sampling.temperature} and {self.epochs}"
+      )
+    if self.critic_head not in ("zero", "reward"):
+      raise UserError(
+        f'config.critic_head="{self.critic_head}" is unknown'
+        f"{nearest(self.critic_head, ('zero', 'reward'))}"
+      )
+    if self.sampling.top_k or self.sampling.top_p < 1:
+      raise UserError(
+        "config.sampling.top_k and top_p must be 0 and 1: the policy learns from the whole "
+        "distribution, so answers must be drawn from it"
+      )

@@ -1,0 +1,55 @@
+"""What a decoder and an encoder-decoder have in common."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax import config
+from llm_jax.models import lora
+from llm_jax.models.attention import Cache
+from llm_jax.types import Params
+
+
+class LanguageModel(nn.Module):
+  """A model of `cfg`, whose logits are hidden states times a head.
+
+  Attributes:
+    cfg: a shape from `shape.resolve`.
+  """
+
+  cfg: config.Model
+
+  @nn.nowrap
+  def apply(self, variables: Params, *args: Any, **kwargs: Any) -> Any:
+    """Linen's `apply`, on the parameters alone too, and on parameters with an adapter.
+
+    Args:
+      variables: the tree of parameters, an adapter maybe under its key "lora" (models/lora.py); or
+        {"params": that tree}.
+      *args: of the method.
+      **kwargs: of linen's `apply`; `method="logits"` for one.
+    """
+    tree = variables["params"] if "params" in variables else variables
+    return super().apply(lora.variables(tree), *args, **kwargs)
+
+  @nn.nowrap
+  def head(self, params: Params) -> jax.Array:
+    """The output matrix [D, V] float32 within `params`, the tree of this model's parameters."""
+    params = nn.unbox(params)
+    return params["embedding"].T if self.cfg.tied else params["lm_head"]
+
+  @nn.nowrap
+  def empty_cache(self, batch: int, slots: int) -> Cache:
+    """A cache of zeros for `slots` tokens per row of the decoder."""
+    cfg = self.cfg
+    shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
+
+    def zeros():
+      if cfg.scan:
+        return jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
+      return tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers))
+
+    segments, positions = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
+    return Cache(zeros(), zeros(), segments, positions, jnp.int32(0))

@@ -3,7 +3,7 @@
 python -m tools.tokenizer report --tokenizer=runs/web --source=web=runs/web --source=books=books/
 python -m tools.tokenizer show --tokenizer=runs/web "Twelve boxers, 12 crêpes"
 python -m tools.tokenizer export --tokenizer=runs/web --out=hf_tokenizer       # for Hugging Face
-python -m tools.tokenizer adopt --model=llama.model --out=llama_tokenizer      # from them
+python -m tools.tokenizer adopt --model=llama.model --out=llama_tokenizer --template=llama-2
 
 --tokenizer takes a tokenizer's folder, a prepared run, a SentencePiece .model, or a tokenizer.json
 of Hugging Face; --source what `llm_jax.data.crawl` reads, or a prepared run.
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from llm_jax.data import crawl, tokenizer
+from llm_jax.data import crawl, templates, tokenizer
 from llm_jax.data.pipeline import corpus_steps
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.tokenizers import export, files
@@ -113,7 +113,10 @@ def _export(options: argparse.Namespace) -> Iterable[str]:
   coder = load(options.tokenizer)
   with _whole(options.out) as folder:
     export.export(coder, folder)
-  yield f"wrote {options.out}: tokenizer.json, tokenizer_config.json; {coder.vocab_size:,} ids"
+  yield (
+    f"wrote {options.out}: tokenizer.json, tokenizer_config.json, chat_template.jinja; "
+    f"{coder.vocab_size:,} ids, {coder.template}'s chat template"
+  )
 
 
 def _adopt(options: argparse.Namespace) -> Iterable[str]:
@@ -122,13 +125,15 @@ def _adopt(options: argparse.Namespace) -> Iterable[str]:
   if wrong:
     raise UserError(f"--special={wrong[0]}: want NAME=TOKEN, as in --special=eos=</s>")
   with _whole(options.out) as folder:
-    coder = files.adopt(options.model, folder, dict(s.split("=", 1) for s in options.special))
+    specials = dict(s.split("=", 1) for s in options.special)
+    coder = files.adopt(options.model, folder, specials, options.template)
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added", [])
   yield f"wrote {options.out}: {coder.vocab_size:,} ids, {len(added)} of them added"
   for name in SPECIAL:
     i = getattr(coder, f"{name}_id")
     mark = "  (added)" if name in added else ""
     yield f"  {name:<9}  {i:>7,}  {_visible(coder.token(i))}{mark}" if i >= 0 else f"  {name}: none"
+  yield f"  chat template: {coder.template}"
 
 
 @contextlib.contextmanager
@@ -189,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
     default=[],
     metavar="NAME=TOKEN",
     help="which token is pad, bos, eos, system, user, assistant or end; may be repeated",
+  )
+  own(
+    "--template",
+    metavar="NAME",
+    help=f"how conversations are written ({', '.join(templates.names())}); default: as the tokens "
+    "tell",
   )
   return parser
 

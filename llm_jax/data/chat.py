@@ -1,17 +1,49 @@
-"""Conversations as tokens: one template, its loss mask, and the rule for what is cut.
+"""Conversations as tokens: a template, its loss mask, and the rule for what is cut.
 
     [bos] ([role] text [end])*            render: a whole conversation
     [bos] ([role] text [end])* [assistant]    prompt: the model is to speak next
 
-Markers are control tokens spliced in by id, so no text can forge a turn. The mask counts what an
-assistant says: the tokens of its texts and the [end] of its turns, and nothing else.
+That is the template "llm_jax"; those of the published families are in templates.py, and a tokenizer
+names the one that is used. Markers are control tokens spliced in by id, so no text can forge one.
+Text between two control tokens, a template's and a message's alike, is encoded as one, except that
+it ends where an assistant is to speak: what is learned follows the very tokens that `prompt` gives.
+The mask counts what an assistant says: the tokens of its texts and those that close its turns, up
+to the one at which the sampler stops, and nothing else.
+
+A text that follows a control token is encoded as if it stood alone, so that a SentencePiece model
+puts its space in front: as Meta's llama and mistral-common do, and Hugging Face's `legacy=True`.
+Where a tokenizer.json says that only the start of everything has that space, that is followed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from llm_jax.data import templates
+from llm_jax.data.templates import ROLES, Control, Template
 from llm_jax.data.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant")
+
+class _Apart(str):
+  """A message's text that is encoded apart from the text of the template around it."""
+
+  __slots__ = ()
+
+
+class _Piece(NamedTuple):
+  """A control token or text of the template, the number of a message, or None: speak from here."""
+
+  value: str | int | None
+  said: bool = False
+
+
+class _Run(NamedTuple):
+  """What is encoded as one: a text, or ids where these are known; `number`: of its message."""
+
+  text: str
+  alone: bool  # As if nothing came before it.
+  ids: list[int] | None
+  said: bool
+  number: int | None = None
 
 
 def render(
@@ -23,7 +55,8 @@ def render(
     1. the oldest tokens of the messages before the last, message by message; a message that has
        become empty goes with its markers, except the one just before the last;
     2. tokens of the last message: an answer's newest, any other message's oldest.
-  Markers that remain, above all the [end] of the last turn, are never cut.
+  Markers that remain, above all what ends the last turn, are never cut. A message that is cut is
+  encoded apart from the markers around it; a template's default system text is a message.
 
   Args:
     tokenizer: of the model.
@@ -31,17 +64,10 @@ def render(
     max_length: tokens at most; 0: no limit.
 
   Raises:
+    UserError: if the tokenizer lacks a control token of its template.
     ValueError: for no message, an unknown role, or a `max_length` with no room for the markers.
   """
-  turns = _turns(tokenizer, messages)
-  if max_length:
-    turns = _cut(tokenizer, turns, max_length - 1)
-  tokens, mask = [tokenizer.bos_id], [0]
-  for role_id, ids in turns:
-    said = int(role_id == tokenizer.assistant_id)
-    tokens += [role_id, *ids, tokenizer.end_id]
-    mask += [0] + [said] * (len(ids) + 1)
-  return tokens, mask
+  return _Conversation(tokenizer, messages, speak=False).fitted(max_length)
 
 
 def prompt(
@@ -50,42 +76,150 @@ def prompt(
   """Returns the tokens after which the assistant speaks, cut as in `render`.
 
   Raises:
-    ValueError: as in `render`.
+    UserError, ValueError: as in `render`.
   """
-  tokens, _ = render(tokenizer, messages, max(max_length - 1, 1) if max_length else 0)
-  return [*tokens, tokenizer.assistant_id]
+  return _Conversation(tokenizer, messages, speak=True).fitted(max_length)[0]
 
 
-def _turns(
-  tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]
-) -> list[tuple[int, list[int]]]:
-  if not messages:
-    raise ValueError("a conversation needs at least one message")
-  unknown = {message["role"] for message in messages} - set(ROLES)
-  if unknown:
-    raise ValueError(f"unknown role {sorted(unknown)[0]!r}; there are: {', '.join(ROLES)}")
-  ids = dict(
-    zip(ROLES, (tokenizer.system_id, tokenizer.user_id, tokenizer.assistant_id), strict=True)
-  )
-  texts = tokenizer.encode_batch([message["content"] for message in messages])
-  return [(ids[m["role"]], text) for m, text in zip(messages, texts, strict=True)]
+class _Conversation:
+  """One conversation in the template of a tokenizer.
+
+  Args:
+    tokenizer: of the model.
+    messages: as in `render`.
+    speak: whether the assistant is to speak next.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], speak: bool):
+    if not messages:
+      raise ValueError("a conversation needs at least one message")
+    unknown = {message["role"] for message in messages} - set(ROLES)
+    if unknown:
+      raise ValueError(f"unknown role {sorted(unknown)[0]!r}; there are: {', '.join(ROLES)}")
+    self._tokenizer, self._speak = tokenizer, speak
+    self._template = templates.get(tokenizer.template)
+    arranged = self._template.arranged(messages)
+    self._roles = [role for role, _ in arranged]
+    lead = {"assistant": self._template.lead}
+    self._contents: list[str | list[int]] = [lead.get(role, "") + text for role, text in arranged]
+    self._known: dict[tuple[bool, str], list[int]] = {}  # (alone, text) -> ids
+
+  def fitted(self, limit: int) -> tuple[list[int], list[int]]:
+    """Returns (tokens, mask), cut to `limit` tokens if it is not 0."""
+    kept = list(range(len(self._roles)))
+    tokens, mask = self._written(kept)
+    if not limit or len(tokens) <= limit:
+      return tokens, mask
+    last = kept[-1]
+    for i in range(last + 1):
+      ids = self._apart(kept, i)
+      self._contents[i] = []
+      left = min(limit - len(self._written(kept)[0]), len(ids))
+      if left > 0:
+        newest = i == last and self._roles[i] == "assistant"
+        self._contents[i] = ids[:left] if newest else ids[-left:]
+      elif i < last - 1:
+        kept.remove(i)
+      tokens, mask = self._written(kept)
+      if len(tokens) <= limit:
+        return tokens, mask
+    raise ValueError(f"max_length={limit} has no room for the markers of {len(kept)} turns")
+
+  def _apart(self, kept: list[int], i: int) -> list[int]:
+    """Returns the ids of message `i` where it stands, encoded apart from the text around it."""
+    self._contents[i] = _Apart(self._contents[i])
+    runs = self._runs(kept)
+    ids = self._encoded(runs)
+    return next((x for x, run in zip(ids, runs, strict=True) if run.number == i), [])
+
+  def _written(self, kept: list[int]) -> tuple[list[int], list[int]]:
+    """Returns (tokens, mask) of the messages of these numbers."""
+    runs = self._runs(kept)
+    tokens, mask = [], []
+    for ids, run in zip(self._encoded(runs), runs, strict=True):
+      tokens += ids
+      mask += [int(run.said)] * len(ids)
+    return tokens, mask
+
+  def _encoded(self, runs: list[_Run]) -> list[list[int]]:
+    """Returns the ids of each run; no text is encoded twice."""
+    wanted = {(run.alone, run.text): None for run in runs if run.ids is None}
+    for alone in (True, False):
+      texts = [
+        text for which, text in wanted if which == alone and (alone, text) not in self._known
+      ]
+      encode = self._tokenizer.encode_batch if alone else self._tokenizer.encode_inside
+      self._known |= zip([(alone, text) for text in texts], encode(texts), strict=True)
+    return [self._known[run.alone, run.text] if run.ids is None else run.ids for run in runs]
+
+  def _runs(self, kept: list[int]) -> list[_Run]:
+    """Returns the messages of these numbers and what is around them, text joined with text."""
+    runs: list[_Run] = []
+    joins, after_text = False, False
+    for value, said in _layout(self._template, self._roles, kept, self._speak):
+      number = value if isinstance(value, int) else None
+      content = self._contents[value] if isinstance(value, int) else value
+      if content is None:
+        joins = False
+      elif isinstance(content, Control):
+        i = self._tokenizer.control_id(content, self._tokenizer.template)
+        runs.append(_Run("", False, [i], said))
+        joins = after_text = False
+      elif isinstance(content, list):
+        runs.append(_Run("", False, content, said))
+        joins, after_text = False, after_text or bool(content)
+      elif joins and not isinstance(content, _Apart):
+        runs[-1] = runs[-1]._replace(text=runs[-1].text + content)
+      elif content:
+        alone = not runs or (
+          # A space that the template itself writes after a control token is the tokenizer's own.
+          self._tokenizer.spaced
+          and not after_text
+          and not self._literal(content, number).startswith(" ")
+        )
+        runs.append(_Run(content, alone, None, said, number))
+        joins, after_text = not isinstance(content, _Apart), True
+    return runs
+
+  def _literal(self, content: str, number: int | None) -> str:
+    """Returns the part of a text that the template wrote."""
+    if number is None:
+      return content
+    return self._template.lead if self._roles[number] == "assistant" else ""
 
 
-def _cut(
-  tokenizer: Tokenizer, turns: list[tuple[int, list[int]]], room: int
-) -> list[tuple[int, list[int]]]:
-  over = sum(len(ids) + 2 for _, ids in turns) - room
-  kept = []
-  for i, (role_id, ids) in enumerate(turns):
-    if over > 0:
-      cut = min(over, len(ids))
-      newest = i == len(turns) - 1 and role_id == tokenizer.assistant_id
-      ids = ids[: len(ids) - cut] if newest else ids[cut:]
-      over -= cut
-      if not ids and i < len(turns) - 2:
-        over -= 2
-        continue
-    kept.append((role_id, ids))
-  if over > 0:
-    raise ValueError(f"max_length={room + 1} has no room for the markers of {len(kept)} turns")
-  return kept
+def _layout(
+  template: Template, roles: Sequence[str], kept: Sequence[int], speak: bool
+) -> Iterator[_Piece]:
+  """Yields what a conversation consists of, in order.
+
+  Args:
+    template: of the conversation.
+    roles: of all messages.
+    kept: numbers of the messages that are written.
+    speak: whether the assistant is to speak next.
+  """
+  yield from map(_Piece, template.opens)
+  between: tuple[str, ...] = ()
+  inside = False  # A user's turn that a system message has opened.
+  for number in kept:
+    role, turn = roles[number], template.turn(roles[number])
+    folded = role == "system" and bool(template.folded)
+    if inside and role == "assistant":
+      yield from map(_Piece, template.user.closes)
+      between, inside = template.user.then, False
+    if not inside:
+      yield from map(_Piece, (*between, *(template.user if folded else turn).opens))
+    if folded:
+      yield from map(_Piece, turn.opens)
+    said = role == "assistant"
+    if said:
+      yield _Piece(None)
+    yield _Piece(number, said)
+    yield from (_Piece(piece, said) for piece in turn.closes)
+    between, inside = turn.then, folded
+  if inside:
+    yield from map(_Piece, template.user.closes)
+    between = template.user.then
+  if speak:
+    yield from map(_Piece, (*between, *template.assistant.opens))

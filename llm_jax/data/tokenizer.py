@@ -6,15 +6,18 @@ huggingface.py; files.py reads and writes both, export.py gives ours to Hugging 
 
 import abc
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from llm_jax.data import templates
 from llm_jax.data.documents import Document
 from llm_jax.data.tokenizers import train as tokenizer_train
 from llm_jax.data.tokenizers.train import SPECIAL, SURROGATE, byte_count
 from llm_jax.data.workers import batched
+from llm_jax.errors import UserError
 
 __all__ = [
   "Fertility",
@@ -39,12 +42,14 @@ class Tokenizer(abc.ABC):
     unk_id: never produced where bytes spell what is unknown; -1: there is none.
     bos_id: first token of a document or conversation.
     eos_id: last token of a document.
-    system_id: opens a system turn.
-    user_id: opens a user's turn.
-    assistant_id: opens an assistant's turn.
-    end_id: closes any turn.
+    system_id: opens a system turn in the template "llm_jax"; -1 in the others.
+    user_id: opens a user's turn, likewise.
+    assistant_id: opens an assistant's turn, likewise.
+    end_id: closes what an assistant says: the sampler stops there.
     control: ids that no text gives, and that decode to nothing.
     byte_ids: id -> the byte that it stands for, of ids that are one byte.
+    template: how conversations are written, a name of `templates`; see `use_template`.
+    spaced: whether a text that follows a control token has a space put in front, as one alone has.
   """
 
   vocab_size: int
@@ -58,9 +63,11 @@ class Tokenizer(abc.ABC):
   end_id: int
   control: frozenset[int]
   byte_ids: Mapping[int, int]
+  template: str = templates.DEFAULT
+  spaced: bool = False
 
   def __init__(self, vocab_size: int, ids: Mapping[str, int], control: Iterable[int]):
-    self.vocab_size = vocab_size
+    self.vocab_size, self._ids = vocab_size, dict(ids)
     for name in SPECIAL:
       setattr(self, f"{name}_id", ids[name])
     self.control = frozenset(control)
@@ -75,6 +82,46 @@ class Tokenizer(abc.ABC):
     from llm_jax.data.tokenizers import files as tokenizer_files  # It imports this module.
 
     return tokenizer_files.load(directory)
+
+  @functools.cached_property
+  def control_names(self) -> dict[str, int]:
+    """Name -> id of each control token."""
+    return {self.token(i): i for i in sorted(self.control)}
+
+  def use_template(self, name: str) -> None:
+    """Sets the template of conversations, and the ids of turns with it.
+
+    Raises:
+      UserError: for an unknown template, or one with a control token that is none here.
+    """
+    template = templates.get(name)
+    own = name == templates.DEFAULT
+    turns = {role: self._ids[role] if own else -1 for role in SPECIAL[4:]}
+    if not own:
+      for piece in template.pieces():
+        if isinstance(piece, templates.Control):
+          self.control_id(piece, name)
+      turns["end"] = self.control_id(template.end(), name)
+    for role, i in turns.items():
+      setattr(self, f"{role}_id", i)
+    self.template = name
+
+  def control_id(self, name: str, template: str) -> int:
+    """Returns the id of a control token of a template, `templates.Control`.
+
+    Raises:
+      UserError: if there is none, or a text may give it.
+    """
+    if name in SPECIAL:
+      found = getattr(self, f"{name}_id")
+    else:
+      found = self.control_names.get(name, -1)
+    if found >= 0:
+      return found
+    why = f"this tokenizer has no {name}"
+    if name not in SPECIAL and any(self.token(i) == name for i in range(self.vocab_size)):
+      why = f"{name} is ordinary text to this tokenizer: adopt its source with this template"
+    raise UserError(f'the chat template "{template}" needs a control token: {why}')
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, none of them a control id.
@@ -95,8 +142,11 @@ class Tokenizer(abc.ABC):
       threads: of the C++ or Rust library, where it encodes whole texts. A table of words (see
         tokenizers/words.py) is no faster with threads: use processes there.
     """
-    clean = [text if text.isascii() else SURROGATE.sub("\ufffd", text) for text in texts]
-    return self._encode(clean, threads)
+    return self._encode(_clean(texts), threads)
+
+  def encode_inside(self, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of texts that go on from other text: no space is put in front of them."""
+    return [ids.tolist() for ids in self._encode_inside(_clean(texts))]
 
   def documents(self, texts: Iterable[str], threads: int = 1) -> Iterator[np.ndarray]:
     """Yields [bos] text [eos] of each text, int32 [n], for `packing.write_tokens`."""
@@ -128,9 +178,17 @@ class Tokenizer(abc.ABC):
   def _encode(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
     """Returns the ids of texts without surrogates, int32 [n] each."""
 
+  def _encode_inside(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns `_encode` of texts without the space that it may put in front."""
+    return self._encode(texts, 1)
+
   @abc.abstractmethod
   def _decode(self, ids: list[int]) -> str:
     """Returns the text of ids below `vocab_size`, none of them a control id."""
+
+
+def _clean(texts: Sequence[str]) -> list[str]:
+  return [text if text.isascii() else SURROGATE.sub("\ufffd", text) for text in texts]
 
 
 def train(

@@ -97,10 +97,11 @@ def test_what_is_exported_gives_the_same_ids_in_the_other_library(run, tmp_path,
   out = tmp_path / "new" / "hf"
   code, told, _ = said(capsys, "export", f"--tokenizer={run}", f"--out={out}")
   assert (code, told.strip()) == (
-    0, f"wrote {out}: tokenizer.json, tokenizer_config.json; 271 ids",
+    0, f"wrote {out}: tokenizer.json, tokenizer_config.json, chat_template.jinja; 271 ids, "
+    "llm_jax's chat template",
   )  # fmt: skip
   assert sorted(p.name for p in out.parent.rglob("*")) == [
-    "hf", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "hf", "tokenizer.json", "tokenizer_config.json",
   ]  # fmt: skip
   ours, theirs = tool.load(str(run)), tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
   theirs.encode_special_tokens = True
@@ -125,6 +126,11 @@ def test_a_model_of_others_is_adopted_with_the_tokens_that_are_named(foreign, tm
   assert said(capsys, "adopt", *where, "--special=eos=<s>", "--special=pad=</s>")[0] == 0
   coder = Tokenizer.load(tmp_path / "b")
   assert (coder.eos_id, coder.pad_id) == (1, 2)
+  assert "chat template: llm_jax" in out
+  where = [f"--model={foreign}", f"--out={tmp_path / 'c'}", "--template=llama-2"]
+  code, out, _ = said(capsys, "adopt", *where)
+  assert (code, Tokenizer.load(tmp_path / "c").template) == (0, "llama-2")
+  assert "270 ids, 0 of them added" in out and "end              2  </s>" in out
 
 
 def test_one_of_ours_is_copied_to_the_bit(run, tmp_path, capsys):
@@ -148,6 +154,8 @@ def test_one_of_ours_is_copied_to_the_bit(run, tmp_path, capsys):
     ("adopt --model=FOREIGN/fruit.model --out=NEW/x/y --special=eso=a", 'did you mean "eos"?'),
     ("adopt --model=FOREIGN/fruit.model --out=NEW/x/y --special=eos=</S>", 'mean "</s>"?'),
     ("adopt --model=NEW/none --out=NEW/x/y", "no tokenizer NEW/none"),
+    ("adopt --model=FOREIGN/fruit.model --out=NEW/x/y --template=zefyr", 'mean "zephyr"?'),
+    ("adopt --model=FOREIGN/fruit.model --out=NEW/x/y --template=gemma", "which the chat template"),
   ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, foreign, tmp_path, capsys, words, says):

@@ -1,4 +1,4 @@
-"""Tokenizers for Hugging Face's libraries: tokenizer.json and tokenizer_config.json.
+"""Tokenizers for Hugging Face's libraries: tokenizer.json, its config and its chat template.
 
 Ours are written with real spaces in their pieces, where SentencePiece writes "▁": then a "▁" of the
 text is spelt in bytes there as here, and nothing has to be normalised.
@@ -10,8 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.data import templates
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.data.tokenizers.huggingface import HuggingFace
+from llm_jax.data.tokenizers.jinja import chat_template
 from llm_jax.data.tokenizers.pieces import SentencePiece
 from llm_jax.data.tokenizers.proto import ModelProto
 from llm_jax.data.tokenizers.train import SPECIAL
@@ -21,7 +23,6 @@ from llm_jax.errors import UserError
 _KINDS = ModelProto.SentencePiece
 _NEVER = 1000.0  # Nats below the least likely piece: never taken from a text.
 _SYMBOL = 0.1  # SentencePiece's bonus per character of a user-defined symbol after its first.
-_ROLES = SPECIAL[4:7]
 
 
 def export(tokenizer: Tokenizer, directory: str | pathlib.Path) -> None:
@@ -29,17 +30,20 @@ def export(tokenizer: Tokenizer, directory: str | pathlib.Path) -> None:
 
   Ids are the same, with one exception: unigram models add scores in 64 bits there and in 32 here,
   so that of two ways to cut a text that are equally good to rounding the other may be taken. The
-  chat template is that of llm_jax/data/chat.py. Hugging Face's libraries take the name of a control
-  token in a text for the token; `split_special_tokens=True` (transformers) or
-  `encode_special_tokens = True` (tokenizers) switches that off.
+  chat template gives the ids of chat.py, too; only where an answer begins with characters that the
+  tokenizer would join with the end of the template's header, its tokens differ from those that are
+  learned here. It is in tokenizer_config.json, and in chat_template.jinja, where newer releases of
+  transformers look for it. Hugging Face's libraries take the name of a control token in a text for
+  the token; `split_special_tokens=True` (transformers) or `encode_special_tokens = True`
+  (tokenizers) switches that off.
 
   Args:
     tokenizer: as `Tokenizer.load` gives it.
-    directory: gets the two files; another one than the tokenizer's own.
+    directory: gets the three files; another one than the tokenizer's own.
 
   Raises:
-    UserError: for an imported SentencePiece model that the format cannot express exactly, or a
-      directory that holds a tokenizer of ours.
+    UserError: for an imported SentencePiece model that the format cannot express exactly, a chat
+      template whose text spells a control token, or a directory that holds a tokenizer of ours.
   """
   directory = pathlib.Path(directory)
   if (directory / "tokenizer.model").exists() or (directory / "huggingface.json").exists():
@@ -49,10 +53,14 @@ def export(tokenizer: Tokenizer, directory: str | pathlib.Path) -> None:
   else:
     assert isinstance(tokenizer, SentencePiece)
     text = json.dumps(_converted(tokenizer), ensure_ascii=False, indent=1)
+  config = _config(tokenizer)
   directory.mkdir(parents=True, exist_ok=True)
   (directory / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
-  config = json.dumps(_config(tokenizer), ensure_ascii=False, indent=2)
-  (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+  (directory / "tokenizer_config.json").write_text(
+    json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+  )
+  # No newline after it, which would be printed.
+  (directory / "chat_template.jinja").write_text(config["chat_template"], encoding="utf-8")
 
 
 def _converted(tokenizer: SentencePiece) -> dict[str, Any]:
@@ -196,24 +204,12 @@ def _begin(tokenizer: Tokenizer) -> dict[str, Any]:
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
   ids = {name: getattr(tokenizer, f"{name}_id") for name in SPECIAL}
   spelt = {name: tokenizer.token(i) for name, i in ids.items() if i >= 0}
+  turns = [spelt[name] for name in SPECIAL[4:] if ids[name] not in (-1, tokenizer.eos_id)]
+  template = templates.get(tokenizer.template)
   return {
     "tokenizer_class": "PreTrainedTokenizerFast",
     **{f"{name}_token": spelt[name] for name in SPECIAL[:4] if name in spelt},
-    "additional_special_tokens": [spelt[name] for name in SPECIAL[4:]],
+    "additional_special_tokens": list(dict.fromkeys([*turns, *template.controls()])),
     "clean_up_tokenization_spaces": False,
-    "chat_template": _chat_template(spelt),
+    "chat_template": chat_template(tokenizer),
   }
-
-
-def _chat_template(spelt: Mapping[str, str]) -> str:
-  """Returns the template of llm_jax/data/chat.py as Jinja."""
-  turns = "".join(
-    f"{{% {'if' if i == 0 else 'elif'} message['role'] == '{role}' %}}"
-    f"{{{{ {spelt[role]!r} + message['content'] + {spelt['end']!r} }}}}"
-    for i, role in enumerate(_ROLES)
-  )
-  other = "{% else %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
-  return (
-    "{{ bos_token }}{% for message in messages %}" + turns + other + "{% endfor %}"
-    f"{{% if add_generation_prompt %}}{{{{ {spelt['assistant']!r} }}}}{{% endif %}}"
-  )

@@ -15,6 +15,7 @@ from typing import Any
 
 import sentencepiece
 
+from llm_jax.data import templates
 from llm_jax.data.tokenizer import Tokenizer, bytes_per_token
 from llm_jax.data.tokenizers import huggingface as tokenizer_huggingface
 from llm_jax.data.tokenizers.huggingface import HuggingFace
@@ -92,7 +93,7 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
   if hashlib.sha256(data).hexdigest() != expected:
     raise UserError(f"{directory / name} does not match its hash in {_META}: {_REMEDY}")
   try:
-    return _made(kind, data, ids)
+    return _made(kind, data, ids, meta.get("template", templates.DEFAULT))
   except RuntimeError as error:
     raise UserError(f"{directory / name} is no SentencePiece model: {_REMEDY}") from error
 
@@ -101,24 +102,30 @@ def adopt(
   source: str | pathlib.Path,
   directory: str | pathlib.Path,
   specials: Mapping[str, str] | None = None,
+  template: str | None = None,
 ) -> Tokenizer:
   """Imports a tokenizer of others, and writes it to `directory` for `Tokenizer.load`.
 
   Special tokens are taken from `specials`, else from tokenizer_config.json beside the source, else
   by the names that are usual. Without a bos, it is the eos; without a pad, the unk or the eos, as
-  padding is never learned. Turn markers that are missing are added after the last id: a model of
-  this tokenizer needs so many new rows. All of them become control tokens: no text gives them.
+  padding is never learned. The chat template is `template`, else that of the family whose turn
+  markers the vocabulary has, else ours, whose markers are added after the last id where they are
+  missing: a model of this tokenizer needs so many new rows. All of these tokens become control
+  tokens: no text gives them.
 
   Args:
     source: a SentencePiece `.model`, a tokenizer.json of Hugging Face (BPE or unigram; needs the
       package `tokenizers`), or a folder with one of the two. What is ours already, a tokenizer's
       folder or a prepared run, is copied as it is.
     directory: gets the model and our tokenizer.json.
-    specials: name ("pad", "bos", "eos", "system", "user", "assistant", "end") -> token.
+    specials: name ("pad", "bos", "eos", "system", "user", "assistant", "end") -> token. The turn
+      markers among them are for the template "llm_jax", which they imply.
+    template: a name of `templates`; None: as the vocabulary tells, or as the source, being ours,
+      has it.
 
   Raises:
-    UserError: if the source is missing, damaged or of another kind, a token of `specials` does not
-      exist, or nothing tells the eos.
+    UserError: if the source is missing, damaged or of another kind, a token of `specials` or a
+      control token of the template does not exist, or nothing tells the eos.
   """
   directory, own = pathlib.Path(directory), _own(pathlib.Path(source))
   path = own / _META if own else _source(pathlib.Path(source))
@@ -129,39 +136,50 @@ def adopt(
   if own:
     if specials:
       raise UserError(f"{own} is ours already: its special tokens cannot be named anew")
-    made, meta = load(own), json.loads(path.read_text(encoding="utf-8"))
-    name = _HUGGINGFACE if meta["kind"] == _HF else _MODEL
-    _write(directory, name, (own / name).read_bytes(), meta)
-    return made
+    return _copied(own, directory, template)
   named = _configured(path.parent) | dict(specials or {})
   unknown = set(named) - set(_NAMES)
   if unknown:
     raise UserError(f'no special token is called "{min(unknown)}"{nearest(min(unknown), _NAMES)}')
+  choice = _Choice(named, template, path)
   data = path.read_bytes()
   if path.suffix == ".json":
     kind, name = _HF, _HUGGINGFACE
-    data, ids, added = tokenizer_huggingface.adopted(
-      data, path, lambda vocabulary, unk: _special_ids(vocabulary, named, unk, path)
-    )
+    data, ids, added = tokenizer_huggingface.adopted(data, path, choice)
   else:
     kind, name = _ADOPTED, _MODEL
-    data, ids, added = _adopted_sentencepiece(data, named, path)
+    data, ids, added = _adopted_sentencepiece(data, choice, path)
   if added:
     _LOG.info("%s: added %s", path, ", ".join(added))
-  made = _made(kind, data, ids)  # Before anything is written.
-  meta = {"kind": kind, "source": path.name, "ids": ids, "added": added}
-  _write(directory, name, data, meta)
+  _LOG.info("%s: conversations are written as %s has them", path, choice.template)
+  made = _made(kind, data, ids, choice.template)  # Before anything is written.
+  meta = {"kind": kind, "source": path.name, "template": choice.template}
+  _write(directory, name, data, {**meta, "ids": ids, "added": added})
   return made
 
 
-def _made(kind: str, data: bytes, ids: Mapping[str, int]) -> Tokenizer:
+def _copied(own: pathlib.Path, directory: pathlib.Path, template: str | None) -> Tokenizer:
+  """Copies a tokenizer that is ours; only its template may be another one."""
+  made, meta = load(own), json.loads((own / _META).read_text(encoding="utf-8"))
+  if template:
+    made.use_template(template)
+    meta["template"] = template
+  name = _HUGGINGFACE if meta["kind"] == _HF else _MODEL
+  _write(directory, name, (own / name).read_bytes(), meta)
+  return made
+
+
+def _made(kind: str, data: bytes, ids: Mapping[str, int], template: str) -> Tokenizer:
   if kind == _HF:
-    return HuggingFace(data.decode("utf-8"), ids)
-  return SentencePiece(data, ids, spell_space=kind != _ADOPTED)
+    made = HuggingFace(data.decode("utf-8"), ids)
+  else:
+    made = SentencePiece(data, ids, spell_space=kind != _ADOPTED)
+  made.use_template(template)
+  return made
 
 
 def _adopted_sentencepiece(
-  data: bytes, named: Mapping[str, str], path: pathlib.Path
+  data: bytes, choice: "_Choice", path: pathlib.Path
 ) -> tuple[bytes, dict[str, int], list[str]]:
   """Returns a model whose special tokens are all control pieces, their ids, and what was added."""
   proto = ModelProto()
@@ -174,12 +192,55 @@ def _adopted_sentencepiece(
   unk = next((i for i, piece in enumerate(proto.pieces) if piece.type == kinds.UNKNOWN), -1)
   if unk < 0:
     raise UserError(f"{path} is no SentencePiece model: it has no piece for what is unknown")
-  ids, added = _special_ids(places, named, unk, path)
+  ids, added, control = choice(places, unk)
   for name in added:
     proto.pieces.add(piece=f"<|{name}|>", score=0.0, type=kinds.CONTROL)
-  for i in set(ids.values()) - {unk}:
+  for i in {*ids.values(), *control} - {unk, -1}:
     proto.pieces[i].type = kinds.CONTROL
   return proto.SerializeToString(), ids, added
+
+
+class _Choice:
+  """Chooses the special tokens and the chat template of a vocabulary.
+
+  Args:
+    named: name -> token, as they are known beforehand.
+    template: its name, or None for what the vocabulary tells.
+    path: of the vocabulary, for messages.
+
+  Attributes:
+    template: the one that was chosen, after a call.
+  """
+
+  def __init__(self, named: Mapping[str, str], template: str | None, path: pathlib.Path):
+    self._named, self._path = named, path
+    turns = [name for name in SPECIAL[4:] if name in named]
+    if template and template != templates.DEFAULT and turns:
+      raise UserError(f'the template "{template}" has its own "{turns[0]}": do not name it')
+    self._asked = templates.DEFAULT if turns else template
+    if template:
+      templates.get(template)
+    self.template = ""
+
+  def __call__(
+    self, vocabulary: Mapping[str, int], unk: int
+  ) -> tuple[dict[str, int], list[str], list[int]]:
+    """Returns the ids, the names of those that get a new one, and ids of the template's tokens."""
+    self.template = self._asked or templates.detected(vocabulary)
+    template = templates.get(self.template)
+    lacking = [name for name in template.controls() if name not in vocabulary]
+    if lacking:
+      raise UserError(
+        f'{self._path} has no token "{lacking[0]}", which the chat template "{self.template}" needs'
+      )
+    ids, added = _special_ids(vocabulary, self._named, unk, self._path)
+    control = [vocabulary[name] for name in template.controls()]
+    if self.template != templates.DEFAULT:
+      ids |= dict.fromkeys(SPECIAL[4:], -1)
+      added = []
+      end = template.end()
+      ids["end"] = ids[end] if end in ids else vocabulary[end]
+    return ids, added, control
 
 
 def _special_ids(

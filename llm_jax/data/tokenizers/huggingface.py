@@ -46,14 +46,10 @@ class HuggingFace(Tokenizer):
     if unk >= 0 and not data["model"].get("byte_fallback"):
       special.discard(unk)  # A text gives it, so it is no control token.
     super().__init__(max(self._names) + 1, ids, special)
-    guarded = json.dumps(_guarded(data, {i: self._names[i] for i in special}))
-    read = library().Tokenizer.from_str
-    try:
-      self._tokenizer = read(guarded)
-    except Exception as error:  # The library raises Exception itself.
-      why = " ".join(str(error).split())
-      raise UserError(f"the package `tokenizers` does not read this tokenizer: {why}") from error
-    self._tokenizer.encode_special_tokens = True
+    guarded = _guarded(data, {i: self._names[i] for i in special})
+    self._tokenizer = _read(guarded)
+    bare, self.spaced = _without_space(guarded)
+    self._bare = self._tokenizer if bare == guarded else _read(bare)
     self._bytes = _byte_letters() if '"ByteLevel"' in text else {}
     self.byte_ids = self._single_bytes()
 
@@ -69,13 +65,19 @@ class HuggingFace(Tokenizer):
       return "".join(f"<0x{byte:02X}>" for byte in data)
 
   def _encode(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
+    return self._encode_by(self._tokenizer, texts, threads)
+
+  def _encode_inside(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return self._encode_by(self._bare, texts, 1)
+
+  def _encode_by(self, coder: Any, texts: Sequence[str], threads: int) -> list[np.ndarray]:
     clean = [text.replace(_INSIDE, "\ufffd") for text in texts]
     # The library shares a batch out to all cores, and encodes a batch of one here.
     batches = [clean] if threads > 1 else [[text] for text in clean]
     return [
       np.asarray(encoding.ids, np.int32)
       for batch in batches
-      for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+      for encoding in coder.encode_batch_fast(batch, add_special_tokens=False)
     ]
 
   def _decode(self, ids: list[int]) -> str:
@@ -114,14 +116,15 @@ def vocabulary(data: Mapping[str, Any]) -> dict[str, int]:
 def adopted(
   raw: bytes,
   path: pathlib.Path,
-  choose: Callable[[Mapping[str, int], int], tuple[dict[str, int], list[str]]],
+  choose: Callable[[Mapping[str, int], int], tuple[dict[str, int], list[str], list[int]]],
 ) -> tuple[bytes, dict[str, int], list[str]]:
   """Returns the file with the turn markers that it lacks, the ids, and what was added.
 
   Args:
     raw: the file.
     path: of it, for messages.
-    choose: (vocabulary, id of the unknown token or -1) -> (ids, names to add).
+    choose: (vocabulary, id of the unknown token or -1) -> (ids, names to add, ids of control
+      tokens of the chat template, which become special tokens).
 
   Raises:
     UserError: if it is damaged, or neither BPE nor unigram.
@@ -135,10 +138,61 @@ def adopted(
     raise UserError(f"{path} is no tokenizer.json of Hugging Face ({error!r})") from error
   if kind not in _KINDS:
     raise UserError(f"{path} is a {kind} model; only these can be imported: {', '.join(_KINDS)}")
-  ids, added = choose(known, unk)
+  ids, added, control = choose(known, unk)
   markers: dict[str, str] = dict(zip(SPECIAL[4:], MARKERS, strict=True))
   data["added_tokens"] += [_special(ids[name], markers[name]) for name in added]
+  listed = {token["id"]: token for token in data["added_tokens"]}
+  spelt = {i: name for name, i in known.items()}
+  for i in control:
+    if i in listed:
+      listed[i]["special"] = True
+    else:
+      data["added_tokens"].append(_special(i, spelt[i]))
   return json.dumps(data).encode(), ids, added
+
+
+def _read(data: Mapping[str, Any]) -> Any:
+  """Returns the library's tokenizer, which takes no text for a special token."""
+  read = library().Tokenizer.from_str
+  try:
+    made = read(json.dumps(data))
+  except Exception as error:  # The library raises Exception itself.
+    why = " ".join(str(error).split())
+    raise UserError(f"the package `tokenizers` does not read this tokenizer: {why}") from error
+  made.encode_special_tokens = True
+  return made
+
+
+def _without_space(data: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+  """Returns a tokenizer.json that puts no space before a text, and whether it had one everywhere.
+
+  "Everywhere" is before each text between control tokens; a Metaspace may have it at the very start
+  alone.
+  """
+  scheme = lambda part: part.get(  # noqa: E731
+    "prepend_scheme", "always" if part.get("add_prefix_space", True) else "never"
+  )
+  spaced = False
+
+  def bare(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    nonlocal spaced
+    kind = part["type"] if part else ""
+    if part is None or kind == "Prepend":
+      spaced |= kind == "Prepend"
+      return None
+    if kind == "Sequence":
+      inner = "normalizers" if "normalizers" in part else "pretokenizers"
+      return {**part, inner: [x for x in map(bare, part[inner]) if x is not None]}
+    if kind == "Metaspace":
+      spaced |= scheme(part) == "always"
+      return {**part, "prepend_scheme": "never", "add_prefix_space": False}
+    if kind == "ByteLevel":
+      spaced |= part.get("add_prefix_space", True)
+      return {**part, "add_prefix_space": False}
+    return part
+
+  made = {**data, **{key: bare(data.get(key)) for key in ("normalizer", "pre_tokenizer")}}
+  return made, spaced
 
 
 def _unknown(data: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import sentencepiece
 
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizers.proto import ModelProto
 from llm_jax.data.tokenizers.words import SPACE, WordEncoder, obstacle
 
 _LOG = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ class SentencePiece(Tokenizer):
     if self.byte_ids:  # Else a text may well hold what is unknown.
       control.add(ids["unk"])
     super().__init__(size, ids, control)
+    spec = ModelProto.FromString(model).normalizer_spec
+    self.spaced, self._trims = spec.add_dummy_prefix, spec.remove_extra_whitespaces
+    self._inside: SentencePiece | None = None  # Made when it is first needed.
     why = obstacle(model)
     self._encoder = None if why else WordEncoder(model)
     self.words = self._encoder.pattern if self._encoder else ""
@@ -68,6 +72,18 @@ class SentencePiece(Tokenizer):
       self._encode_spelt(text) if slow else next(rows)
       for text, slow in zip(texts, spelt, strict=True)
     ]
+
+  def _encode_inside(self, texts: Sequence[str]) -> list[np.ndarray]:
+    if not self.spaced:
+      return self._encode(texts, 1)
+    if self._inside is None:
+      proto = ModelProto.FromString(self.model)
+      proto.normalizer_spec.add_dummy_prefix = False
+      self._inside = SentencePiece(proto.SerializeToString(), self._ids, self.exact)
+    # A model that takes off the space in front gets it back as the one that it puts there itself.
+    first = [self._trims and text.startswith(" ") for text in texts]
+    coders = [self if spaced else self._inside for spaced in first]
+    return [coder._encode([text], 1)[0] for coder, text in zip(coders, texts, strict=True)]
 
   def _encode_spelt(self, text: str) -> np.ndarray:
     parts = self._encode(text.split(SPACE), 1)

@@ -292,8 +292,9 @@ def _row_title(
 def _segment_title(part: Mapping[str, np.ndarray], segment: int, tokenizer: Tokenizer) -> str:
   count, learned = len(part["tokens"]), int((part["mask"] > 0).sum())
   ends = (tokenizer.eos_id, tokenizer.end_id)
+  firsts = tokenizer.bos_id, chat.prompt(tokenizer, [{"role": "user", "content": ""}])[0]
   cut = [
-    "begins inside a document" if part["tokens"][0] != tokenizer.bos_id else "",
+    "begins inside a document" if part["tokens"][0] not in firsts else "",
     "goes on elsewhere" if part["targets"][-1] not in ends else "",
   ]
   more = "".join(f" · {text}" for text in cut if text)

@@ -17,6 +17,7 @@ class Tokenizer:
   max_bytes: int = 10_000_000  # Of text that it learns from.
   # "books/*=2", "*=1": relative shares of the sample by a document's file, the first that matches.
   weights: tuple[str, ...] = ()  # (): all documents alike.
+  template: str = ""  # Of conversations (data/templates.py); "": adopted tokens tell, else ours.
   adopt: str = ""  # A SentencePiece .model or a tokenizer.json to take instead.
 
 

@@ -203,6 +203,7 @@ def train(
   split_digits: bool = True,
   newlines: int = 2,
   space_runs: int = 0,
+  template: str = templates.DEFAULT,
 ) -> Tokenizer:
   """Trains a tokenizer and writes it to `directory`; the same texts in any order give one result.
 
@@ -218,6 +219,7 @@ def train(
     split_digits: every digit is a token of its own.
     newlines: runs of 1 to so many newlines are tokens; no other token holds any.
     space_runs: runs of 2 to so many spaces are always tokens; 0: what is frequent.
+    template: of conversations, a name of `templates` that needs no tokens of its own.
 
   Returns:
     The tokenizer, as `Tokenizer.load(directory)` gives it.
@@ -232,7 +234,7 @@ def train(
   tokenizer_train.check(rules, vocab_size)
   chosen = tokenizer_train.sample(texts, seed, max_bytes, weights)
   model = tokenizer_train.fit([t for s in chosen.values() for t in s.texts], vocab_size, rules)
-  return tokenizer_files.save(model, directory, rules, chosen, seed)
+  return tokenizer_files.save(model, directory, rules, chosen, seed, template)
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax import config, rundir
-from llm_jax.data import crawl, jsonl, pydocs
+from llm_jax.data import crawl, jsonl, pydocs, templates
 from llm_jax.data.documents import SPLITS, Document, split_of
 from llm_jax.data.pipeline import aside, clusters, engines, recipe, shards, steps
 from llm_jax.data.tokenizers import shares
@@ -175,7 +175,7 @@ def _tokenizer(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]):
   if (directory / "tokenizer.json").exists():  # Written last.
     return tokenizer.Tokenizer.load(directory)
   if own.adopt:
-    return files.adopt(own.adopt, directory)
+    return files.adopt(own.adopt, directory, template=own.template or None)
   documents, weights = _of_split(cfg, paths, "train"), shares.parse(own.weights)
   return tokenizer.train(
     shares.grouped(documents, weights) if weights else (d.text for d in documents),
@@ -188,6 +188,7 @@ def _tokenizer(cfg: config.Prepare, out: pathlib.Path, paths: Sequence[str]):
     split_digits=own.split_digits,
     newlines=own.newlines,
     space_runs=own.space_runs,
+    template=own.template or templates.DEFAULT,
   )
 
 
@@ -302,6 +303,12 @@ def _check(cfg: config.Prepare) -> None:
   cfg.validate()
   engines.check(cfg.engine, cfg.beam_runner)
   files = [] if cfg.source == "pydocs" else crawl.files(cfg.source)
+  template = templates.get(cfg.tokenizer.template or templates.DEFAULT)
+  if template.controls() and not cfg.tokenizer.adopt:
+    raise UserError(
+      f"config.tokenizer.template={cfg.tokenizer.template} needs control tokens, which a new "
+      "tokenizer lacks: set config.tokenizer.adopt to one that has them, or another template"
+    )
   if cfg.tokenizer.weights:
     if cfg.tokenizer.adopt:
       raise UserError("set config.tokenizer.weights or config.tokenizer.adopt, not both")

@@ -257,6 +257,9 @@ def test_weights_of_what_is_left_are_checked_too(library, tmp_path):
   cfg.tokenizer.adopt = "anything"
   with pytest.raises(UserError, match="weights or config.tokenizer.adopt, not both"):
     prepare.run(cfg, tmp_path / "out")
+  cfg.tokenizer = config.Tokenizer(template="chatml")
+  with pytest.raises(UserError, match="template=chatml needs control tokens"):
+    prepare.run(cfg, tmp_path / "out")
 
 
 def test_sources_that_are_no_files_are_checked_by_their_documents():

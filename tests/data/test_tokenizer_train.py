@@ -190,3 +190,11 @@ def test_documents_have_their_markers(make):
   assert [row.dtype for row in rows] == [np.int32] * 4
   for row, text in zip(rows, [*TEXTS[:3], ""], strict=True):
     assert row.tolist() == [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+
+
+def test_a_template_of_text_goes_with_a_new_tokenizer(make, tmp_path):
+  coder = make(template="vicuna")
+  assert coder.template == "vicuna" and coder.end_id == coder.eos_id
+  with pytest.raises(UserError, match="chatml.* needs a control token: this tokenizer has no"):
+    tokenizer_lib.train(TEXTS, tmp_path / "t", 420, template="chatml")
+  assert not (tmp_path / "t").exists()

@@ -42,16 +42,19 @@ def save(
   rules: Rules,
   chosen: Mapping[str, Sample],
   seed: int,
+  template: str = templates.DEFAULT,
 ) -> Tokenizer:
   """Writes a model that was trained here, and returns its tokenizer."""
   places = sentencepiece.SentencePieceProcessor(model_proto=model).piece_to_id
   ids = {name: i for i, name in enumerate(SPECIAL[:4])}
   ids |= {name: places(marker) for name, marker in zip(SPECIAL[4:], MARKERS, strict=True)}
   tokenizer = SentencePiece(model, ids, spell_space=True)
+  tokenizer.use_template(template)
   texts = [text for sample in chosen.values() for text in sample.texts]
   meta: dict[str, Any] = {
     "kind": _TRAINED + rules.kind,
     "vocab_size": tokenizer.vocab_size,
+    "template": template,
     "ids": ids,
     "rules": dataclasses.asdict(rules),
     "seed": seed,

@@ -7,6 +7,7 @@ from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
 from llm_jax.config.model import Lora, Model
 from llm_jax.config.pipeline import Evaluate, Pipeline, Preferences
 from llm_jax.config.training import (
+  Corruption,
   Dpo,
   Mesh,
   Optimizer,
@@ -22,6 +23,7 @@ from llm_jax.config.training import (
 HOW = ("workers", "engine", "beam_runner", "beam_options")
 
 __all__ = [
+  "Corruption",
   "Dpo",
   "Evaluate",
   "HOW",

@@ -96,15 +96,33 @@ class Sampling:
 
 
 @dataclasses.dataclass
-class Pretrain(Stage):
-  """Next-token prediction on packed documents.
+class Corruption:
+  """Spans that are taken out of an encoder-decoder's inputs (arXiv:1910.10683, sec. 3.1.4)."""
 
-  The tokenizer and the held-out documents are those of `prepared`.
+  density: float = 0.15  # Fraction of the tokens.
+  mean_span: float = 3.0  # Tokens per span.
+
+  def validate(self) -> None:
+    """Raises UserError, in one line that names the field, for what cannot be."""
+    if not 0 < self.density < 1 or not self.mean_span >= 1:
+      raise UserError(
+        "config.density must be between 0 and 1 and config.mean_span at least 1, got "
+        f"{self.density} and {self.mean_span}"
+      )
+
+
+@dataclasses.dataclass
+class Pretrain(Stage):
+  """Next-token prediction on packed documents, or of an encoder-decoder span corruption.
+
+  The tokenizer and the held-out documents are those of `prepared`; `length` is that of a row, or of
+  an encoder's inputs.
   """
 
   loss: str = "cross_entropy()"
   packing: str = "first_fit"  # first_fit | best_fit | concat: how documents fill rows.
   mixture: Mixture = field(default_factory=Mixture)
+  corruption: Corruption = field(default_factory=Corruption)
   model: Model = field(default_factory=Model)
 
   def validate(self) -> None:
@@ -125,6 +143,7 @@ class Sft(Stage):
 
   loss: str = "cross_entropy()"
   init: str = "runs/quickstart/pretrain"  # A run, or a folder of Hugging Face, to start from.
+  input_length: int = 0  # Tokens that an encoder reads; 0: `length`, which is that of the answers.
   lora: Lora = field(default_factory=Lora)
 
 

@@ -6,17 +6,16 @@ V vocabulary.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.generate.cache import decoding_model, prompt_places
+from llm_jax.generate.cache import decoding_model, prefill, prompt_places, read
 from llm_jax.generate.logits import draw, truncate
-from llm_jax.models.attention import Cache
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.language_model import LanguageModel
 from llm_jax.types import Batch, Params
 
 _SPLIT = 32  # Rows from which on a batch hands its last quarter over to a smaller one.
@@ -49,7 +48,7 @@ class Rollout(NamedTuple):
 
 
 def sample(
-  model: Transformer,
+  model: LanguageModel,
   params: Params,
   prompts: jax.Array,
   prompt_mask: jax.Array,
@@ -71,7 +70,8 @@ def sample(
   and `top_p` is 1.
 
   Args:
-    model: the decoder.
+    model: a decoder, which goes on after its prompts; or an encoder-decoder, which reads them and
+      answers from `pad_id` on, as T5 does. The rows of its Rollout are no LM batch.
     params: its parameters.
     prompts: [C, P] int32, padded on the left.
     prompt_mask: [C, P], 1 on real tokens; each row ends with one.
@@ -134,7 +134,7 @@ class _State(NamedTuple):
   mask: jax.Array  # [B, N] float32.
   logps: jax.Array  # [B, N] float32.
   sampled_logps: jax.Array  # [B, N] float32.
-  cache: Cache
+  cache: Any  # A Cache, or a Memory.
 
 
 @flax.struct.dataclass
@@ -156,11 +156,12 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
   head_DV = model.head(params).astype(jnp.dtype(model.cfg.dtype))
   positions_CP, segments_CP = prompt_places(prompt_mask)
-  prefilled = _prefill(model, params, prompts, positions_CP, segments_CP, setting)
-  prompts, positions_BP, segments_BP, hidden_BD, cache = _repeat(
+  prefilled = prefill(
+    model, params, prompts, positions_CP, segments_CP, setting.max_new, setting.pad_id
+  )
+  prompts, positions_BP, segments_BP, hidden_BD, first_B, cache = _repeat(
     (prompts, positions_CP, segments_CP, *prefilled), setting.samples
   )
-  first_B = segments_BP.sum(axis=1)
 
   def advance(state: _State) -> _State:
     """Reads the newest token of every row, then draws the next."""
@@ -168,9 +169,7 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
     token_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, axis=1)
     segment_B1 = jax.lax.dynamic_slice_in_dim(state.mask, at, 1, axis=1).astype(jnp.int32)
     position_B1 = (state.first + at)[:, None]
-    hidden_B1D, cache = model.apply(
-      {"params": params}, token_B1, position_B1, segment_B1, cache=state.cache
-    )
+    hidden_B1D, cache = read(model, params, token_B1, position_B1, segment_B1, state.cache)
     return _pick(setting, head_DV, state._replace(hidden=hidden_B1D[:, 0], cache=cache))
 
   state = _pick(setting, head_DV, _start(keys, first_B, hidden_BD, cache, setting))
@@ -178,21 +177,12 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   return _rollout(state, prompts, positions_BP, segments_BP)
 
 
-def _prefill(model, params, prompts, positions_CP, segments_CP, setting: _Setting):
-  """Reads the prompts into a cache with room for the answers; returns ([C, D], cache)."""
-  cache = model.empty_cache(prompts.shape[0], prompts.shape[1] + setting.max_new)
-  hidden_CPD, cache = model.apply(
-    {"params": params}, prompts, positions_CP, segments_CP, cache=cache
-  )
-  return hidden_CPD[:, -1], cache  # Padded on the left: every prompt ends in the last slot.
-
-
 def _repeat(tree, samples: int):
   """Every row of every array `samples` times, side by side; scalars stay."""
   return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0) if x.ndim else x, tree)
 
 
-def _start(keys, first_B, hidden_BD: jax.Array, cache: Cache, setting: _Setting) -> _State:
+def _start(keys, first_B, hidden_BD: jax.Array, cache: Any, setting: _Setting) -> _State:
   rows = hidden_BD.shape[0]
   zeros_BN = jnp.zeros((rows, setting.max_new), jnp.float32)
   return _State(

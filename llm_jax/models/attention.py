@@ -176,9 +176,11 @@ class Attention(nn.Module):
     source_MD = x_MD if memory is None else memory.reshape(-1, width)
 
     def project(name: str, heads: int, axis: str, x_MD: jax.Array) -> jax.Array:
-      own = layer(
-        heads * self.head_dim, ("embed", axis), bias=self.bias or self.qkv_bias, name=name
-      )
+      # Scores start with variance 1 whatever their scale is, as in T5.
+      fixed = name == "q" and self.scale
+      scale = self.head_dim**-0.5 / self.scale if fixed else 1.0
+      bias = self.bias or self.qkv_bias
+      own = layer(heads * self.head_dim, ("embed", axis), bias=bias, scale=scale, name=name)
       y = own(x_MD)
       y = jnp.clip(y, -self.qkv_clip, self.qkv_clip) if self.qkv_clip else y
       return y.reshape(batch, -1, heads, self.head_dim)

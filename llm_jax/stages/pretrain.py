@@ -16,15 +16,20 @@ from llm_jax.data import batches, blend, mixture
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.transformer import Transformer
-from llm_jax.stages import runs, training
+from llm_jax.stages import runs, seq2seq, training
 from llm_jax.train import loop, parallel
 from llm_jax.types import TrainState
 
 
 def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> TrainState:
-  """Pretrains a decoder on `cfg.prepared`; `loss` swaps the token loss."""
+  """Pretrains a model on `cfg.prepared`; `loss` swaps the token loss.
+
+  A decoder predicts the next token, an encoder-decoder what was taken out of its inputs.
+  """
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
+  if cfg.model.encoder_layers:
+    return seq2seq.pretrain(cfg, workdir, token_loss)
   tokenizer = runs.tokenizer(cfg.prepared)
   shape = dataclasses.replace(cfg.model, vocab_size=cfg.model.vocab_size or tokenizer.vocab_size)
   model = Transformer.from_config(shape)

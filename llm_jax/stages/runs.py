@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from llm_jax.data import questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.models import interop, lora
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.language_model import LanguageModel
 from llm_jax.train import checkpoint
 from llm_jax.types import Params
 
@@ -24,13 +24,13 @@ class Run(NamedTuple):
   """A trained model as an earlier stage left it.
 
   Attributes:
-    model: the decoder.
+    model: the decoder, or an encoder-decoder where that is asked for.
     params: its parameters, or of a reward model {"decoder", "head"}; host arrays. What an adapter
       adds is in them.
     shape: the decoder's configuration.
   """
 
-  model: Transformer
+  model: Any
   params: Params
   shape: config.Model
 
@@ -76,7 +76,9 @@ def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
   path.write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
 
 
-def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) -> Run:
+def load(
+  directory: str, field: str, reward: bool = False, vocab_size: int = 0, seq2seq: bool = False
+) -> Run:
   """Loads the newest checkpoint of a run, or a folder of Hugging Face, for the field that named it.
 
   Args:
@@ -85,6 +87,7 @@ def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) 
     reward: a reward model is wanted, not a decoder.
     vocab_size: of the tokenizer it is to be used with; 0: not known. A model of others grows to it,
       as imported tokenizers have turn markers that it lacks.
+    seq2seq: whether it may be an encoder-decoder.
 
   Raises:
     UserError: if the directory holds no trained model, one of the other kind, or one of a smaller
@@ -92,10 +95,9 @@ def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) 
   """
   path = pathlib.Path(directory)
   if is_hugging_face(path) and not reward:
-    model, params = interop.load(path)
-    if not isinstance(model, Transformer):
-      raise UserError(f"{directory} is an encoder-decoder, config.{field} takes a decoder")
-    return _grown(model.cfg, params, vocab_size)
+    run = _grown(*interop.load(path), vocab_size)
+    _check_kind(run.shape, directory, field, seq2seq)
+    return run
   if not (path / "model.json").exists():
     raise UserError(
       f"{directory} holds no trained model (no model.json): run its stage first "
@@ -115,7 +117,16 @@ def load(directory: str, field: str, reward: bool = False, vocab_size: int = 0) 
       f"{directory} has a vocabulary of {shape.vocab_size}, the tokenizer of config.prepared has "
       f"{vocab_size}: set --config.prepared to the corpus that it was trained on"
     )
-  return Run(Transformer.from_config(shape), params, shape)
+  _check_kind(shape, directory, field, seq2seq)
+  return Run(interop.model_of(shape), params, shape)
+
+
+def _check_kind(shape: config.Model, directory: str, field: str, seq2seq: bool) -> None:
+  if shape.encoder_layers and not seq2seq:
+    raise UserError(
+      f"{directory} is an encoder-decoder: set --config.{field} to a decoder, as only pretraining "
+      "and SFT take the other kind"
+    )
 
 
 def save_adapter(workdir: str | pathlib.Path, init: str, adapter: config.Lora) -> None:
@@ -129,7 +140,7 @@ class Base(NamedTuple):
   """What an adapter is on: its name, a run or a folder of Hugging Face, and the model."""
 
   name: str
-  model: Transformer
+  model: LanguageModel
 
 
 def with_adapter(directory: str, trained: Params | None = None) -> tuple[Base, Params]:
@@ -152,7 +163,7 @@ def with_adapter(directory: str, trained: Params | None = None) -> tuple[Base, P
       "train the adapter again"
     )
   shape = config.Model(**json.loads((path / "model.json").read_text()))
-  base = load(found["init"], "init", vocab_size=shape.vocab_size)
+  base = load(found["init"], "init", vocab_size=shape.vocab_size, seq2seq=True)
   trained = checkpoint.load_params(path / "checkpoints") if trained is None else trained
   scaled = lora.with_scale(trained[lora.KEY], config.Lora(**found["lora"]))
   return Base(found["init"], base.model), {**base.params, lora.KEY: scaled}
@@ -182,8 +193,9 @@ def _fingerprint(directory: str) -> str:
   return digest.hexdigest()
 
 
-def _grown(shape: config.Model, params: Params, vocab_size: int) -> Run:
+def _grown(model: LanguageModel, params: Params, vocab_size: int) -> Run:
   """A model with rows for tokens that it does not know: the mean of those that it knows."""
+  shape = model.cfg
   missing = vocab_size - shape.vocab_size
   if missing > 0:
     rows_VD = params["embedding"]
@@ -194,4 +206,4 @@ def _grown(shape: config.Model, params: Params, vocab_size: int) -> Run:
       params["lm_head"] = np.concatenate([head_DV, np.tile(mean_D1, (1, missing))], axis=1)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
     print(f"{missing} new tokens start as the mean of all others", flush=True)
-  return Run(Transformer.from_config(shape), params, shape)
+  return Run(interop.model_of(shape), params, shape)

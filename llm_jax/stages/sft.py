@@ -6,7 +6,7 @@ from llm_jax import config, spec
 from llm_jax.data import batches, chat, questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.losses import objectives
-from llm_jax.stages import runs, training
+from llm_jax.stages import runs, seq2seq, training
 from llm_jax.train import loop, parallel
 from llm_jax.types import TrainState
 
@@ -14,12 +14,15 @@ from llm_jax.types import TrainState
 def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> TrainState:
   """Fine-tunes the model of `cfg.init` on the training questions; `loss` swaps the token loss.
 
-  The mask covers the assistant's tokens and its turn end, nothing else.
+  The mask covers the assistant's tokens and its turn end, nothing else. An encoder-decoder reads
+  the question, and all of the answer is learned.
   """
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
   tokenizer = runs.tokenizer(cfg.prepared)
-  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
+  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size, seq2seq=True)
+  if start.shape.encoder_layers:
+    return seq2seq.sft(cfg, workdir, token_loss, start, tokenizer)
   train, held_out = (
     [example(tokenizer, q, cfg.length) for q in runs.asked(cfg.prepared, split)]
     for split in ("train", "validation")

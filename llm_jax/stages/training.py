@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from llm_jax import config, losses
 from llm_jax.errors import UserError
 from llm_jax.models import lora
+from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
 from llm_jax.train import loop, optim, parallel
 from llm_jax.train.step import make_eval_step, make_train_step, state_maker
@@ -122,7 +123,9 @@ def check_fit(cfg: config.Stage, loss_fn: LossFn, params: Params, batch: Batch) 
 
 def initializer(module: nn.Module) -> Callable[[jax.Array], Params]:
   """Returns key -> new parameters of `module`, in their boxes of axis names."""
-  return lambda key: module.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+  ids = jnp.zeros((1, 8), jnp.int32)
+  given = (ids, ids) if isinstance(module, EncoderDecoder) else (ids,)
+  return lambda key: module.init(key, *given)["params"]
 
 
 def evaluator(

@@ -12,6 +12,7 @@ from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models import interop, lora
 from llm_jax.models.interop import safetensors
+from tests.models.test_encoder_decoder import made as encoder_decoder
 from tests.models.test_interop import SHAPES, made
 
 IDS = jnp.arange(20).reshape(2, 10)
@@ -132,6 +133,17 @@ def test_an_adapter_of_another_model_and_a_missing_file(folder, tmp_path):
     interop.load_adapter(path, made("llama")[0])
   with pytest.raises(UserError, match="is not empty"):
     interop.save_adapter(path, *adapted("llama"))
+
+
+def test_an_adapter_of_an_encoder_decoder(tmp_path):
+  model, params = encoder_decoder()
+  whole = lora.attach(params, config.Lora(rank=2, targets=("q", "v")), jax.random.key(0))
+  assert len(list(lora.adapted(whole["lora"]))) == 2 * (3 + 2 + 2)
+  interop.save_adapter(tmp_path / "a", model, whole["lora"])
+  fields = json.loads((tmp_path / "a/adapter_config.json").read_text())
+  assert (fields["task_type"], fields["target_modules"]) == ("SEQ_2_SEQ_LM", ["q", "v"])
+  loaded = interop.load_adapter(tmp_path / "a", model)
+  jax.tree.map(np.testing.assert_array_equal, loaded, whole["lora"])
 
 
 @pytest.mark.filterwarnings("ignore")

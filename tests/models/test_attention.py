@@ -1,10 +1,12 @@
 """Attention as a function: a plain reference, grouped heads, masks, rows without keys."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.models.attention import Attention, Context
 from llm_jax.models.attention import attention as plain_attention
 
 B, T, H, K = 2, 7, 4, 8
@@ -77,3 +79,14 @@ def test_shapes_must_fit():
   with pytest.raises(ValueError, match=r"segments \(2, 6\)"):
     k = jnp.zeros((B, H, T, K))
     attention(q, k, k, segments=jnp.ones((B, 6), jnp.int32))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 0.05])
+def test_scores_start_with_variance_one_whatever_their_scale(scale):
+  layer = Attention(heads=4, kv_heads=4, head_dim=16, qk_norm=False, scale=scale)
+  x = jax.random.normal(jax.random.key(0), (1, 8, 64))
+  context = Context(None, None, None, None, None, 0)
+  params = nn.unbox(layer.init(jax.random.key(1), x, context)["params"])
+  q, k = ((x[0] @ params[name]["kernel"]).reshape(8, 4, 16) for name in "qk")
+  scores = jnp.einsum("THK,SHK->HTS", q, k) * (scale if scale else 16**-0.5)
+  assert 0.6 < scores.std() < 1.5

@@ -74,7 +74,7 @@ def load(
       ) from error
     for path, array in zip(rule.paths, arrays, strict=True):
       tree.add(path, layer, array, f"{file.path}: tensor {own}")
-  return _model(shape), tree.whole(folder)
+  return model_of(shape), tree.whole(folder)
 
 
 def save(
@@ -244,7 +244,7 @@ def floats(file: safetensors.File, name: str) -> np.ndarray:
 
 def _boxes(shape: config.Model) -> dict[str, nn.Partitioned]:
   """Returns {path: shape and names of axes} of all parameters."""
-  ids, model = jnp.zeros((1, 2), jnp.int32), _model(shape)
+  ids, model = jnp.zeros((1, 2), jnp.int32), model_of(shape)
   given = (ids, ids) if shape.encoder_layers else (ids,)
   made = jax.eval_shape(model.init, jax.random.key(0), *given)["params"]
   boxed = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
@@ -252,7 +252,8 @@ def _boxes(shape: config.Model) -> dict[str, nn.Partitioned]:
   return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
-def _model(shape: config.Model) -> LanguageModel:
+def model_of(shape: config.Model) -> LanguageModel:
+  """Returns the decoder or encoder-decoder of a shape."""
   kind = EncoderDecoder if shape.encoder_layers else Transformer
   return kind.from_config(shape)
 

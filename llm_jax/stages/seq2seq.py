@@ -1,0 +1,114 @@
+"""Training of encoder-decoders: span corruption, and instruction pairs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+
+from llm_jax import config
+from llm_jax.data import batches, seq2seq
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError
+from llm_jax.losses import objectives
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.stages import runs, training
+from llm_jax.train import loop, parallel
+from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
+
+
+def apply(model: EncoderDecoder, train: bool = False) -> Apply:
+  """Binds an encoder-decoder for objectives on its next-token distribution; dropout if `train`."""
+
+  def run(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
+    hidden_BTD = model.apply(
+      params, batch["inputs"], batch["tokens"], batch["input_segments"], batch["positions"],
+      batch["segments"], rngs={"dropout": rng} if train and model.cfg.dropout else None,
+    )  # fmt: skip
+    return Outputs(hidden_BTD, model.head(params), logit_cap=model.cfg.logit_cap)
+
+  return run
+
+
+def pretrain(cfg: config.Pretrain, workdir: str, token_loss: Callable) -> TrainState:
+  """Pretrains an encoder-decoder by span corruption (Raffel et al. 2020, arXiv:1910.10683)."""
+  if cfg.mixture.sources:
+    raise UserError("config.mixture is of decoders: give an encoder-decoder config.prepared alone")
+  tokenizer = runs.tokenizer(cfg.prepared)
+  vocab_size = max(tokenizer.vocab_size, max(seq2seq.sentinels(tokenizer)) + 1)
+  shape = dataclasses.replace(cfg.model, vocab_size=cfg.model.vocab_size or vocab_size)
+  if shape.vocab_size < vocab_size:
+    raise UserError(
+      f"config.model.vocab_size={shape.vocab_size}: {vocab_size} are needed, sentinels included"
+    )
+  model, place = EncoderDecoder.from_config(shape), parallel.make(cfg.mesh)
+  feed = loop.IteratorFeed(_corrupted(cfg, tokenizer, "train"))
+  runs.save_shape(workdir, shape)
+  return training.train(
+    cfg,
+    workdir,
+    loss_fn=objectives.next_token(apply(model, train=True), token_loss),
+    make_params=training.initializer(model),
+    feed=feed,
+    evaluate=_loss_on(
+      objectives.next_token(apply(model), token_loss),
+      place,
+      lambda: _corrupted(cfg, tokenizer, "validation"),
+    ),
+    place=place,
+  )
+
+
+def sft(
+  cfg: config.Sft, workdir: str, token_loss: Callable, start: runs.Run, tokenizer: Tokenizer
+) -> TrainState:
+  """Fine-tunes an encoder-decoder on questions, which it reads, and their answers."""
+  size = cfg.input_length if cfg.input_length else cfg.length
+  train, held_out = (
+    [
+      seq2seq.pair(tokenizer, q.prompt, q.answer, size, cfg.length)
+      for q in runs.asked(cfg.prepared, split)
+    ]
+    for split in ("train", "validation")
+  )
+  place, first = parallel.make(cfg.mesh), seq2seq.start_id(tokenizer)
+
+  def collate(pairs):
+    empty = [((), ())] * (cfg.batch - len(pairs))
+    return seq2seq.collate([*pairs, *empty], size, cfg.length, first, tokenizer.pad_id)
+
+  def validation() -> Iterator[Batch]:
+    return batches.examples(held_out, collate, cfg.batch, shuffle=False, epochs=1)
+
+  runs.save_shape(workdir, start.shape)
+  runs.save_adapter(workdir, cfg.init, cfg.lora)
+  return training.train(
+    cfg,
+    workdir,
+    loss_fn=objectives.next_token(apply(start.model, train=True), token_loss),
+    make_params=training.initializer(start.model),
+    loaded=start.params,
+    feed=loop.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed)),
+    evaluate=_loss_on(objectives.next_token(apply(start.model), token_loss), place, validation),
+    place=place,
+    adapter=cfg.lora,
+    row_tokens=size + cfg.length,
+  )
+
+
+def _corrupted(cfg: config.Pretrain, tokenizer: Tokenizer, split: str) -> Iterator[Batch]:
+  """Batches of a split; the held-out documents once, and in the same spans every time."""
+  how = dataclasses.asdict(cfg.corruption)
+  path, training_split = pathlib.Path(cfg.prepared) / "tokens" / split, split == "train"
+  rows = batches.pack_documents(
+    path, seq2seq.text_length(cfg.length, **how), cfg.batch,
+    cfg.seed if training_split else 0, -1 if training_split else 1, strategy="concat",
+  )  # fmt: skip
+  # Every process draws its own rows.
+  seed = cfg.seed * jax.process_count() + jax.process_index() if training_split else 0
+  return seq2seq.Corrupted(rows, tokenizer, cfg.length, seed, **how)
+
+
+def _loss_on(loss_fn, place, stream: Callable[[], Iterator[Batch]]) -> Callable[[Params], dict]:
+  measure = training.evaluator(loss_fn, place, stream)
+  return lambda params: {"loss": float(measure(params)["nll"].value)}

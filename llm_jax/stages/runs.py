@@ -25,8 +25,8 @@ class Run(NamedTuple):
 
   Attributes:
     model: the decoder, or an encoder-decoder where that is asked for.
-    params: its parameters, or of a reward model {"decoder", "head"}; host arrays. What an adapter
-      adds is in them.
+    params: its parameters, or of a reward model {"decoder", "head"}; host arrays, but for what was
+      `put` on devices. What an adapter adds is in them.
     shape: the decoder's configuration.
   """
 
@@ -77,7 +77,12 @@ def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
 
 
 def load(
-  directory: str, field: str, reward: bool = False, vocab_size: int = 0, seq2seq: bool = False
+  directory: str,
+  field: str,
+  reward: bool = False,
+  vocab_size: int = 0,
+  seq2seq: bool = False,
+  put: interop.Put | None = None,
 ) -> Run:
   """Loads the newest checkpoint of a run, or a folder of Hugging Face, for the field that named it.
 
@@ -88,6 +93,7 @@ def load(
     vocab_size: of the tokenizer it is to be used with; 0: not known. A model of others grows to it,
       as imported tokenizers have turn markers that it lacks.
     seq2seq: whether it may be an encoder-decoder.
+    put: of a placement (train/parallel.py); the weights of a folder go straight to its devices.
 
   Raises:
     UserError: if the directory holds no trained model, one of the other kind, or one of a smaller
@@ -95,7 +101,7 @@ def load(
   """
   path = pathlib.Path(directory)
   if is_hugging_face(path) and not reward:
-    run = _grown(*interop.load(path), vocab_size)
+    run = _grown(*interop.load(path, put=put), vocab_size)
     _check_kind(run.shape, directory, field, seq2seq)
     return run
   if not (path / "model.json").exists():

@@ -20,14 +20,14 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
   tokenizer = runs.tokenizer(cfg.prepared)
-  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size, seq2seq=True)
+  place = parallel.make(cfg.mesh)
+  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size, seq2seq=True, put=place.put)
   if start.shape.encoder_layers:
     return seq2seq.sft(cfg, workdir, token_loss, start, tokenizer)
   train, held_out = (
     [example(tokenizer, q, cfg.length) for q in runs.asked(cfg.prepared, split)]
     for split in ("train", "validation")
   )
-  place = parallel.make(cfg.mesh)
   measure = training.evaluator(
     objectives.next_token(training.decoder_apply(start.model), token_loss),
     place,

@@ -11,6 +11,7 @@ import pytest
 
 from llm_jax import config
 from llm_jax.errors import UserError
+from llm_jax.generate import sample
 from llm_jax.models import interop
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
@@ -135,6 +136,19 @@ def test_it_is_transformers_t5(tmp_path, feed, untied):
     method="logits",
   )  # fmt: skip
   assert np.abs(np.asarray(got) - wanted).max() <= 2e-4 * wanted.std()
+  rows = zip(inputs, seen, strict=True)
+  prompts = np.stack([np.roll(np.where(m, row, 0), 50 - m.sum()) for row, m in rows])
+  with torch.no_grad():
+    greedy = model.generate(
+      torch.from_numpy(inputs), attention_mask=torch.from_numpy(seen.astype(int)),
+      max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None,
+      decoder_start_token_id=0, pad_token_id=0,
+    ).numpy()  # fmt: skip
+  rollout = sample(
+    ours, params, jnp.asarray(prompts), jnp.asarray(prompts > 0),
+    jax.random.split(jax.random.key(0), 2), max_new=64, temperature=0.0, end_id=-1,
+  )  # fmt: skip
+  np.testing.assert_array_equal(rollout.tokens[:, 50:], greedy[:, 1:])
   interop.save(tmp_path / "back", ours, params)
   back = hf.T5ForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
   np.testing.assert_array_equal(theirs(back), wanted)

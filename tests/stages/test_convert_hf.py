@@ -5,13 +5,16 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models import interop
 from llm_jax.models.transformer import Transformer
-from llm_jax.stages import pretrain, runs, sft
+from llm_jax.stages import pretrain, runs, sft, training
+from llm_jax.train import parallel
+from llm_jax.train.step import state_maker
 from tests.stages.conftest import SHAPE, tiny
 from tools import convert_hf
 
@@ -44,6 +47,24 @@ def test_there_and_back_is_the_same_model(prepared, base, tmp_path, capsys):
   np.testing.assert_array_equal(
     *(run.model.apply({"params": run.params}, ids) for run in (there, back))
   )
+
+
+def test_weights_of_a_folder_go_straight_to_their_shards(base, tmp_path):
+  run = runs.load(str(base), "init")
+  interop.save(tmp_path / "hf", run.model, run.params)
+  place = parallel.make(config.Mesh(data=2, fsdp=2, tensor=2))
+  there = runs.load(str(tmp_path / "hf"), "init", put=place.put).params
+  jax.tree.map(np.testing.assert_array_equal, there, run.params)
+  state = place.init(
+    state_maker(training.initializer(run.model), optax.sgd(1.0)), jax.random.key(0)
+  )
+  jax.tree.map(lambda a, b: same_place(a.sharding, b.sharding, a.ndim), there, state.params)
+  shard = there["blocks_0"]["attention"]["q"]["kernel"].addressable_shards[0].data
+  assert shard.shape == (16, 16)
+
+
+def same_place(a, b, ndim):
+  assert a.is_equivalent_to(b, ndim)
 
 
 def test_sft_starts_from_a_folder_and_a_smaller_vocabulary_grows(prepared, base, tmp_path, capsys):

@@ -1,7 +1,6 @@
-"""The encoder-decoder: sight, padding, packing, cache, and transformers' T5 as the oracle."""
+"""The encoder-decoder: sight, padding, packing, cache."""
 
 import dataclasses
-import os
 
 import flax.linen as nn
 import jax
@@ -11,7 +10,6 @@ import pytest
 
 from llm_jax import config
 from llm_jax.errors import UserError
-from llm_jax.generate import sample
 from llm_jax.models import interop
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
@@ -94,61 +92,3 @@ def test_folders_hold_what_was_saved(tmp_path):
     interop.load(tmp_path / "hf", scan=True)
   with pytest.raises(UserError, match="encoder_layers of at least 1"):
     EncoderDecoder.from_config(dataclasses.replace(TINY, encoder_layers=0))
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-  ("feed", "untied"), [("relu", False), ("gated-gelu", False), ("gated-gelu", True)]
-)
-def test_it_is_transformers_t5(tmp_path, feed, untied):
-  os.environ["HF_HUB_OFFLINE"] = "1"
-  torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-  hf = pytest.importorskip("transformers", reason="the extra `parity` is not installed")
-  torch.manual_seed(0)
-  cfg = hf.T5Config(
-    vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=3, num_decoder_layers=2, num_heads=4,
-    relative_attention_num_buckets=8, relative_attention_max_distance=20, feed_forward_proj=feed,
-    tie_word_embeddings=feed == "relu",
-  )  # fmt: skip
-  model = hf.T5ForConditionalGeneration(cfg).eval()
-  if untied:
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.normal_(0, 0.25) if parameter.ndim > 1 else parameter.add_(0.1)
-  model.save_pretrained(tmp_path / "hf")
-  ours, params = interop.load(tmp_path / "hf")
-  assert ours.cfg.tied != untied and ("lm_head" in params) == untied
-  rng = np.random.default_rng(0)
-  inputs, tokens = rng.integers(2, 64, (2, 50)), rng.integers(2, 64, (2, 40))
-  seen = np.arange(50)[None] < np.array([[50], [37]])
-
-  def theirs(model):
-    with torch.no_grad():
-      return model(
-        input_ids=torch.from_numpy(inputs), attention_mask=torch.from_numpy(seen.astype(int)),
-        decoder_input_ids=torch.from_numpy(tokens),
-      ).logits.numpy()  # fmt: skip
-
-  wanted = theirs(model)
-  got = run(
-    ours, params, jnp.asarray(inputs), jnp.asarray(tokens), jnp.asarray(seen.astype(np.int32)),
-    method="logits",
-  )  # fmt: skip
-  assert np.abs(np.asarray(got) - wanted).max() <= 2e-4 * wanted.std()
-  rows = zip(inputs, seen, strict=True)
-  prompts = np.stack([np.roll(np.where(m, row, 0), 50 - m.sum()) for row, m in rows])
-  with torch.no_grad():
-    greedy = model.generate(
-      torch.from_numpy(inputs), attention_mask=torch.from_numpy(seen.astype(int)),
-      max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None,
-      decoder_start_token_id=0, pad_token_id=0,
-    ).numpy()  # fmt: skip
-  rollout = sample(
-    ours, params, jnp.asarray(prompts), jnp.asarray(prompts > 0),
-    jax.random.split(jax.random.key(0), 2), max_new=64, temperature=0.0, end_id=-1,
-  )  # fmt: skip
-  np.testing.assert_array_equal(rollout.tokens[:, 50:], greedy[:, 1:])
-  interop.save(tmp_path / "back", ours, params)
-  back = hf.T5ForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
-  np.testing.assert_array_equal(theirs(back), wanted)

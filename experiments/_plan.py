@@ -102,18 +102,36 @@ def _mixture(part: config.Stage) -> str:
 
 def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:
   use = passes(part)
-  tokens = part.steps * part.batch * part.length * use.sequences
-  forward = flops.forward_flops_per_token(shape, part.length)
+  length, inputs = _lengths(part, shape)
+  rows = part.steps * part.batch * use.sequences
+  tokens, forward = rows * (length + inputs), length * flops.forward_flops_per_token(shape, length)
+  if inputs:
+    forward = flops.seq2seq_forward_flops(shape, inputs, length)
   count = flops.parameters(shape)
-  memory = flops.train_bytes(shape, part.batch * use.sequences // part.accum, part.length)
+  memory = flops.train_bytes(shape, part.batch * use.sequences // part.accum, length + inputs)
   state = memory.state * use.trained + 4 * count * use.frozen
+  adapter = getattr(part, "lora", config.Lora())
+  if adapter.rank:  # The reference is the model without it.
+    state = 4 * count + 16 * flops.adapter_parameters(shape, adapter)
   return (
     name,
     f"{count:,}",
     f"{tokens:,}",
-    f"{tokens * forward * use.forwards:.2e}",
+    f"{rows * forward * use.forwards:.2e}",
     *(f"{size / 2**20:,.0f} MiB" for size in (state, memory.activations, memory.logits)),
   )
+
+
+def _lengths(part: config.Stage, shape: config.Model) -> tuple[int, int]:
+  """Tokens of a row that are predicted, and those that an encoder reads."""
+  if not shape.encoder_layers:
+    return part.length, 0
+  if isinstance(part, config.Pretrain):
+    from llm_jax.data import seq2seq  # Grain takes its time, and few plans need it.
+
+    how = dataclasses.asdict(part.corruption)
+    return seq2seq.target_length(part.length, **how), part.length
+  return part.length, getattr(part, "input_length", 0) or part.length
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -1,9 +1,9 @@
-"""Parameters, FLOPs and memory of a decoder, in closed form from its configuration."""
+"""Parameters, FLOPs and memory of a model, in closed form from its configuration."""
 
 import math
 from typing import NamedTuple
 
-from llm_jax.config import Model
+from llm_jax.config import Lora, Model
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -66,6 +66,39 @@ def forward_flops_per_token(cfg: Model, length: int) -> int:
   """
   attention = 4 * cfg.layers * cfg.heads * head_width(cfg) * length
   return 2 * matmul_parameters(cfg) + attention
+
+
+def seq2seq_forward_flops(cfg: Model, inputs: int, targets: int) -> int:
+  """FLOPs of a forward pass of an encoder-decoder for one row, counted in the same way.
+
+  Args:
+    cfg: with encoder layers.
+    inputs: tokens that the encoder reads.
+    targets: tokens that the decoder reads.
+  """
+  layer, score = _layer_matmuls(cfg), 4 * cfg.heads * head_width(cfg)
+  query = 2 * cfg.dim * cfg.heads * head_width(cfg)  # Of cross-attention: queries and outputs.
+  key = 2 * cfg.dim * kv_heads(cfg) * head_width(cfg)
+  encoder = inputs * cfg.encoder_layers * (2 * layer + score * inputs)
+  per_target = cfg.layers * (2 * (layer + query) + score * (targets + inputs))
+  decoder = targets * (per_target + 2 * _vocabulary(cfg) * cfg.dim)
+  return encoder + decoder + inputs * cfg.layers * 2 * key
+
+
+def adapter_parameters(cfg: Model, adapter: Lora) -> int:
+  """The trained scalars of an adapter (models/lora.py)."""
+  width, hidden, dim = head_width(cfg), mlp_width(cfg), cfg.dim
+  heads, kv = cfg.heads * width, kv_heads(cfg) * width
+  attention = {"q": (dim, heads), "k": (dim, kv), "v": (dim, kv), "o": (heads, dim)}
+  feed = {"up": (dim, hidden), "down": (hidden, dim)}
+  feed |= {"gate": (dim, hidden)} if cfg.mlp == "gated" else {}
+
+  def count(layers: dict[str, tuple[int, int]]) -> int:
+    chosen = [s for name, s in layers.items() if not adapter.targets or name in adapter.targets]
+    return sum(adapter.rank * (a + b) + (b if adapter.dora else 0) for a, b in chosen)
+
+  blocks = cfg.layers * (2 if cfg.encoder_layers else 1) + cfg.encoder_layers
+  return blocks * count(attention) + (cfg.layers + cfg.encoder_layers) * count(feed)
 
 
 def train_flops_per_token(cfg: Model, length: int) -> int:

@@ -1,10 +1,12 @@
-"""Closed forms against the decoder that they describe."""
+"""Closed forms against the models that they describe."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from llm_jax import config
+from llm_jax.models import lora
+from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer, count_parameters
 from llm_jax.scaling import flops
 
@@ -40,6 +42,30 @@ def test_forward_flops_are_those_that_the_compiler_counts(name):
   counted = forward.lower(variables, tokens).compile().cost_analysis()["flops"]
   # The rest are norms, softmax and activations, which no closed form counts.
   assert 0.9 < flops.forward_flops_per_token(cfg, length) * tokens.size / counted < 1.0
+
+
+def test_flops_of_an_encoder_decoder_are_those_that_the_compiler_counts():
+  cfg = shape(
+    dim=128, layers=2, encoder_layers=3, kv_heads=2, vocab_size=512, position="relative",
+    qk_norm=False,
+  )  # fmt: skip
+  model = EncoderDecoder.from_config(cfg)
+  given = jnp.zeros((2, 96), jnp.int32), jnp.zeros((2, 64), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), *given)
+  forward = jax.jit(lambda v, *t: model.apply(v, *t, method="logits"))
+  counted = forward.lower(variables, *given).compile().cost_analysis()["flops"]
+  assert 0.9 < 2 * flops.seq2seq_forward_flops(cfg, 96, 64) / counted < 1.0
+
+
+@pytest.mark.parametrize("fields", [{}, {"targets": ("q", "down")}, {"dora": True}])
+def test_the_parameters_of_an_adapter(fields):
+  adapter = config.Lora(rank=3, **fields)
+  for name in SHAPES:
+    cfg = shape(**SHAPES[name])
+    params = Transformer.from_config(cfg).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    own = dict(lora.adapted(lora.attach(params["params"], adapter, jax.random.key(0))["lora"]))
+    trained = [{k: v for k, v in layer.items() if k != "scale"} for layer in own.values()]
+    assert flops.adapter_parameters(cfg, adapter) == count_parameters(trained)
 
 
 def test_memory_is_within_a_factor_two_of_the_compilers_plan():

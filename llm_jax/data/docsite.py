@@ -6,6 +6,7 @@ import importlib
 import io
 import pydoc
 import re
+import sys
 from collections.abc import Sequence
 
 from llm_jax.data.docstrings import Entry, fields
@@ -54,7 +55,11 @@ def pydoc_page(name: str) -> str:
       body = site.document(module, name)
   except (Exception, SystemExit):
     return ""  # The caller has the source to fall back on.
-  return _ADDRESS.sub("", site.page(pydoc.describe(module), body))
+  text = _ADDRESS.sub("", site.page(pydoc.describe(module), body))
+  # A default value of `platform.architecture`, for one, is this very interpreter.
+  for here, usual in ((sys.executable, "/usr/bin/python3"), (sys.prefix, "/usr")):
+    text = text.replace(here, usual) if here else text
+  return text
 
 
 def page(title: str, package: str, entries: Sequence[Entry], siblings: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The embedded corpus: entries from sources, pages, and a crawl that is the same every time."""
 
 import html
+import sys
 
 from llm_jax.data import docsite, docstrings, pydocs
 
@@ -69,6 +70,8 @@ def test_pydoc_pages_have_nothing_of_this_machine(monkeypatch):
   assert "Return a string representing the type" not in page
   assert "hunter2" not in page and "0x7f" not in page and "file:" not in page
   assert docsite.pydoc_page("no_such_module") == ""
+  page = docsite.pydoc_page("platform")
+  assert "/usr/bin/python3" in page and sys.executable not in page
 
 
 def test_a_docstring_becomes_markup():

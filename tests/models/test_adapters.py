@@ -85,6 +85,7 @@ def folder(tmp_path):
     ("lora_alpha", "16", "must be positive numbers"),
     ("alpha_pattern", {"q_proj": -1}, "must be positive numbers"),
     ("rank_pattern", [1], "rank_pattern must be an object"),
+    ("alpha_pattern", {r"layers\.[01]\..*": 2}, "only names of modules are read"),
     ("use_dora", True, "module .* has a, b alone"),
   ],
 )
@@ -132,7 +133,7 @@ def test_an_adapter_of_another_model_and_a_missing_file(folder, tmp_path):
   with pytest.raises(UserError, match="No such file"):
     interop.load_adapter(path, made("llama")[0])
   with pytest.raises(UserError, match="is not empty"):
-    interop.save_adapter(path, *adapted("llama"))
+    interop.save_adapter(path, folder[1], adapted("llama")[1]["lora"])
 
 
 def test_an_adapter_of_an_encoder_decoder(tmp_path):
@@ -183,3 +184,13 @@ def test_peft_reads_ours_and_we_read_theirs(name, fields, tmp_path):
   interop.save_adapter(tmp_path / "ours", model, own, base=str(tmp_path / "hf"))
   base = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation=way)
   close(theirs(peft.PeftModel.from_pretrained(base, tmp_path / "ours")), run(model, whole))
+
+
+def test_patterns_name_a_module_or_its_end(folder):
+  path, model = folder
+  fields = json.loads((path / "adapter_config.json").read_text())
+  fields["alpha_pattern"] = {"q_proj": 10, "^model.layers.0.self_attn.k_proj": 20, "^v_proj": 30}
+  (path / "adapter_config.json").write_text(json.dumps(fields))
+  own = dict(lora.adapted(interop.load_adapter(path, model)))
+  scale = lambda layer, name: float(own[f"blocks_{layer}", "attention", name]["scale"])  # noqa: E731
+  assert [scale(0, n) for n in "qkv"] == [5, 10, 3] and [scale(1, n) for n in "qkv"] == [5, 3, 3]

@@ -12,7 +12,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 from llm_jax.errors import UserError
 from llm_jax.models import lora
 from llm_jax.models.interop import configs, safetensors
-from llm_jax.models.interop.folder import floats, read_json, where
+from llm_jax.models.interop.folder import appearing, floats, read_json, where
 from llm_jax.models.interop.weights import Fused, Rule, tensors
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.types import Params
@@ -48,6 +47,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
   "arrow_config": (None,),
   "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
+
+
+_NAME = re.compile(r"\^?[\w.]+")
 
 
 class _Module(NamedTuple):
@@ -121,9 +123,6 @@ def save_adapter(
   Raises:
     UserError: if the directory is not empty, or no architecture of theirs is this model.
   """
-  folder = pathlib.Path(directory)
-  if folder.exists() and any(folder.iterdir()):
-    raise UserError(f"{folder} is not empty: name another folder")
   modules, given = _modules(model, kind), dict(lora.adapted(adapter))
   found: dict[str, dict[str, np.ndarray]] = {}
   for name, module in modules.items():
@@ -133,11 +132,7 @@ def save_adapter(
     ]
     if any(own):
       found[name] = _given(module, own, model)
-  part = folder.with_name(f"{folder.name}.part")
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir(parents=True)
   fields = _fields(found, list(modules), base, bool(model.cfg.encoder_layers))
-  (part / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
   flat = {
     f"{_PREFIX}{name}{end}": np.ascontiguousarray(parts[key], np.float32)
     for name, parts in found.items()
@@ -145,10 +140,9 @@ def save_adapter(
     if key in parts and end != ".lora_magnitude_vector"
   }
   sizes = {name: (np.dtype("<f4"), array.shape) for name, array in flat.items()}
-  safetensors.write(part / _WEIGHTS, sizes, flat.__getitem__)
-  if folder.exists():
-    folder.rmdir()
-  part.replace(folder)
+  with appearing(directory) as part:
+    (part / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    safetensors.write(part / _WEIGHTS, sizes, flat.__getitem__)
 
 
 def _settings(cfg: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, Any]:
@@ -162,6 +156,9 @@ def _settings(cfg: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, Any]:
     pattern = cfg.get(name) or {}
     if not isinstance(pattern, dict):
       raise UserError(f"{path}: {name} must be an object")
+    for key in pattern:
+      if not _NAME.fullmatch(key):  # An expression of others is not run.
+        raise UserError(f'{path}: {name} has "{key}", only names of modules are read')
     numbers += pattern.values()
   if not all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers):
     raise UserError(f"{path}: r and lora_alpha must be positive numbers, got {numbers}")
@@ -171,8 +168,8 @@ def _settings(cfg: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, Any]:
 def _scale(cfg: Mapping[str, Any], module: str, rank: int) -> float:
   alpha = cfg["lora_alpha"]
   for name, own in (cfg.get("alpha_pattern") or {}).items():
-    # PEFT's are regular expressions; here a name, whole or from a dot on, is taken as it is.
-    if re.fullmatch(rf"(.*\.)?{re.escape(name.removeprefix('^'))}", module):
+    ending = not name.startswith("^") and module.endswith(f".{name}")
+    if ending or module == name.removeprefix("^"):
       alpha = own
       break
   return alpha / (math.sqrt(rank) if cfg.get("use_rslora") else rank)

@@ -3,12 +3,13 @@
 Tensor by tensor: memory holds the parameters, and one tensor more. No code and no pickle is read.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -101,9 +102,6 @@ def save(
   Raises:
     UserError: if the directory exists, or no architecture of theirs is this decoder.
   """
-  folder = pathlib.Path(directory)
-  if folder.exists() and any(folder.iterdir()):
-    raise UserError(f"{folder} is not empty: name another folder")
   shape = model.cfg
   if dtype not in safetensors.WRITTEN:
     raise UserError(f'dtype "{dtype}" is unknown{nearest(dtype, safetensors.WRITTEN)}')
@@ -119,11 +117,25 @@ def save(
 
   written = safetensors.DTYPES[safetensors.WRITTEN[dtype]]
   sizes = {name: (written, size) for name, size in _sizes(wanted, flat, solved, shape.scan).items()}
+  with appearing(directory) as part:
+    (part / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    _write_shards(part, sizes, get, shard_bytes)
+
+
+@contextlib.contextmanager
+def appearing(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Gives a folder to write to, which becomes `directory` when all is written.
+
+  Raises:
+    UserError: if the directory is there and not empty.
+  """
+  folder = pathlib.Path(directory)
+  if folder.exists() and any(folder.iterdir()):
+    raise UserError(f"{folder} is not empty: name another folder")
   part = folder.with_name(f"{folder.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  (part / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-  _write_shards(part, sizes, get, shard_bytes)
+  yield part
   if folder.exists():
     folder.rmdir()
   part.replace(folder)

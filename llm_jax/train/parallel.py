@@ -107,8 +107,14 @@ class MeshJit:
     Raises:
       UserError: if a dimension cannot be divided by its mesh axis.
     """
-    sharding = NamedSharding(self.mesh, self._spec((), names, np.shape(array)))
-    return jax.make_array_from_callback(np.shape(array), sharding, lambda part: array[part])
+    shape = np.shape(array)
+    sharding = NamedSharding(self.mesh, self._spec((), names, shape))
+    # One by one: the host never holds more than one shard besides the array.
+    shards = [
+      jax.block_until_ready(jax.device_put(np.ascontiguousarray(array[part]), device))
+      for device, part in sharding.addressable_devices_indices_map(shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
   def shardings(self, state: TrainState) -> TrainState:
     """Returns the sharding of each array of an abstract state whose params are still boxed."""

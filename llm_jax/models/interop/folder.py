@@ -63,7 +63,7 @@ def load(
   solved = configs.canonical(shape)
   wanted = tensors(kind.rules(solved), shape)
   _check_names(folder, wanted, names, kind, shape)
-  tree = _Tree(shape, put or (lambda array, _: array))
+  tree = _Tree(shape, put or (lambda array, _: np.ascontiguousarray(array)))
   for name, (rule, layer) in wanted.items():
     file, own = names[name]
     tensor = floats(file, own)
@@ -75,6 +75,7 @@ def load(
       ) from error
     for path, array in zip(rule.paths, arrays, strict=True):
       tree.add(path, layer, array, f"{file.path}: tensor {own}")
+    del tensor, arrays, array  # Before the next one is read.
   return model_of(shape), tree.whole(folder)
 
 
@@ -159,7 +160,7 @@ class _Tree:
     if array.shape != own:
       raise UserError(f"{what} gives {place} as {array.shape}, config.json needs {own}")
     if not stacked:
-      self._done[place] = self._put(np.ascontiguousarray(array, np.float32), box.names)
+      self._done[place] = self._put(array, box.names)
       return
     whole, seen = self._open.setdefault(place, (np.empty(expected, np.float32), set()))
     whole[layer] = array

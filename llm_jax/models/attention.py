@@ -1,4 +1,4 @@
-"""Attention over segments: causal or not, windowed, biased, with grouped heads and a cache.
+"""The attention layer: projections, rotary positions, a cache; its heart is dot_product.py.
 
 Shape letters: B batch, T queries, S keys, D model width, H heads, N key-value heads,
 G = H / N queries per key-value head, Q = G T, M = B T, K head width.
@@ -11,12 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.models.dot_product import NO_WINDOW, attention
 from llm_jax.models.layers import Norm, dense
-from llm_jax.models.positions import rotate
-
-NO_WINDOW = 1 << 30  # Wider than any text.
-
-_MASKED = -1e30  # Finite, so that a row without any key is a plain average and never NaN.
+from llm_jax.models.positions import Bias, rotate
 
 
 class Cache(NamedTuple):
@@ -44,7 +41,7 @@ class Context(NamedTuple):
   Attributes:
     rope: cosines and sines of `positions.rope_table`, or None.
     local_rope: those of layers with a window, where they differ, or None.
-    bias: [B or 1, H, T or 1, S] float32 to add to the scores, or None.
+    bias: [B or 1, H, T or 1, S] float32 to add to the scores, or what makes it, or None.
     segments: [B, T] int32 of the queries, or None: one segment.
     key_segments: [B, S] int32 of the keys, or None.
     start: slot of the first query among the keys; 0 without a cache.
@@ -52,72 +49,10 @@ class Context(NamedTuple):
 
   rope: tuple[jax.Array, jax.Array] | None
   local_rope: tuple[jax.Array, jax.Array] | None
-  bias: jax.Array | None
+  bias: jax.Array | Bias | None
   segments: jax.Array | None
   key_segments: jax.Array | None
   start: jax.Array | int
-
-
-def attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  *,
-  segments: jax.Array | None = None,
-  key_segments: jax.Array | None = None,
-  start: jax.Array | int = 0,
-  scale: float = 0.0,
-  cap: float = 0.0,
-  bias: jax.Array | None = None,
-  window: jax.Array | int = NO_WINDOW,
-  causal: bool = True,
-) -> jax.Array:
-  """Scaled dot-product attention, causal and within segments; softmax in float32.
-
-  Query t sits in slot `start + t` and sees the keys of slots up to its own with its own segment.
-  Padding is segment 0: it sees padding only, and nothing else sees it, so no row of a
-  self-attention is ever empty. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads:
-  Ainslie et al. 2023, arXiv:2305.13245. Key-value heads are not repeated in memory.
-
-  Args:
-    q: [B, T, H, K].
-    k: [B, N, S, K], N divides H; query head h reads key-value head h // (H / N).
-    v: [B, N, S, K].
-    segments: [B, T] int32, or None: all tokens are one segment.
-    key_segments: [B, S] int32; None: `segments`, where T == S.
-    start: [] int32, slot of the first query.
-    scale: of the scores; 0: 1 / sqrt(K).
-    cap: scores become cap tanh(score / cap) (Gemma 2, arXiv:2408.00118, eq. 1); 0: none.
-    bias: [B or 1, H, T or 1, S] float32, added to the scores.
-    window: tokens that a query sees, its own included (Beltagy et al. 2020, arXiv:2004.05150).
-    causal: False: later keys are seen too.
-
-  Returns:
-    [B, T, H, K] of q's dtype.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-  """
-  batch, length, heads, width = q.shape
-  key_segments = segments if key_segments is None else key_segments
-  _check(q, k, v, segments, key_segments)
-  grouped = (batch, k.shape[1], heads // k.shape[1], length)
-  # Plain batched matrix products, heads ahead of time: on a CPU other orders are slower backward.
-  q_BHTK = (q * (scale if scale else width**-0.5)).swapaxes(1, 2)
-  q_BNQK = q_BHTK.reshape(batch, k.shape[1], -1, width)  # G and T side by side in one axis.
-  scores = jnp.einsum("BNQK,BNSK->BNQS", q_BNQK, k, preferred_element_type=jnp.float32)
-  scores = (cap * jnp.tanh(scores / cap) if cap else scores).reshape(*grouped, -1)
-  if bias is not None:
-    scores = scores + bias.reshape(-1, *grouped[1:3], *bias.shape[2:])
-  behind_TS = jnp.arange(length)[:, None] + start - jnp.arange(k.shape[2])[None, :]
-  allowed = _seen(behind_TS, window, causal)[None]
-  if segments is not None:
-    allowed = allowed & (segments[:, :, None] == key_segments[:, None, :])
-  scores = scores + jnp.where(allowed, 0.0, _MASKED)[:, None, None]
-  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  weights_BNQS = weights.reshape(*q_BNQK.shape[:3], -1)
-  mixed = jnp.einsum("BNQS,BNSK->BNQK", weights_BNQS, v)
-  return mixed.reshape(q_BHTK.shape).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -139,6 +74,7 @@ class Attention(nn.Module):
     out_scale: factor on the initial standard deviation of the output projection.
     dtype: compute dtype.
     causal: whether later keys are out of sight.
+    backend: see `dot_product.attention`; where there is a cache, "xla".
   """
 
   heads: int
@@ -155,6 +91,7 @@ class Attention(nn.Module):
   out_scale: float = 1.0
   dtype: str = "float32"
   causal: bool = True
+  backend: str = "xla"
 
   @nn.compact
   def __call__(self, x_BTD, context: Context, kv=None, window=NO_WINDOW, memory=None):
@@ -212,31 +149,10 @@ class Attention(nn.Module):
       bias=context.bias,
       window=window,
       causal=self.causal,
+      backend=self.backend if kv is None else "xla",
     )
     out = layer(width, ("heads", "embed"), bias=self.bias, scale=self.out_scale, name="o")
     return out(mixed_BTHK.reshape(batch * length, -1)).reshape(x_BTD.shape), kv
-
-
-def _seen(behind_TS: jax.Array, window: jax.Array | int, causal: bool) -> jax.Array:
-  """Whether a query sees a key that is so many slots behind it."""
-  seen = behind_TS >= 0 if causal else jnp.ones_like(behind_TS, bool)
-  if isinstance(window, int) and window >= NO_WINDOW:
-    return seen
-  return seen & (jnp.abs(behind_TS) < window)
-
-
-def _check(q, k, v, segments, key_segments) -> None:
-  batch, length, heads, width = q.shape
-  if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % k.shape[1]:
-    raise ValueError(f"q {q.shape} [B,T,H,K] does not fit k {k.shape} and v {v.shape} [B,N,S,K]")
-  if segments is not None and (segments.shape, key_segments.shape) != (
-    (batch, length),
-    (batch, k.shape[2]),
-  ):
-    raise ValueError(
-      f"segments {segments.shape} and key_segments {key_segments.shape} do not fit"
-      f" q {q.shape} [B,T,H,K] and k {k.shape} [B,N,S,K]"
-    )
 
 
 def _rope(context: Context, window: jax.Array | int) -> tuple[jax.Array, jax.Array]:

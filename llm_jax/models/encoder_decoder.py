@@ -3,6 +3,8 @@
 Shape letters: B batch, T targets, S inputs, D model width, H heads, V vocabulary.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -132,7 +134,7 @@ class EncoderDecoder(LanguageModel):
       key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
     if segments is not None and memory_segments is None:
       memory_segments = jnp.ones(memory.shape[:2], jnp.int32)
-    bias = self._bias(self.relative_embedding, positions, key_positions)
+    bias = self._bias(self.relative_embedding, positions, key_positions, cached=cache is not None)
     context = Context(None, None, bias, segments, key_segments, start)
     seen = Context(None, None, None, segments, memory_segments, 0)
     x_BTD, pairs = self._embed(tokens), []
@@ -160,9 +162,9 @@ class EncoderDecoder(LanguageModel):
   def _drop(self, x: jax.Array) -> jax.Array:
     return self.dropout(x, deterministic=not self.has_rng("dropout"))
 
-  def _bias(self, table, positions, key_positions, both_ways: bool = False) -> jax.Array:
-    """[B, H, T, S] float32."""
-    cfg = self.cfg
-    distance_BTS = key_positions[:, None, :] - positions[:, :, None]
-    found = places.buckets(distance_BTS, cfg.relative_buckets, cfg.relative_distance, both_ways)
-    return jnp.moveaxis(jnp.take(table, found, axis=0), -1, 1)
+  def _bias(self, table, positions, key_positions, both_ways: bool = False, cached: bool = False):
+    of = functools.partial(
+      places.relative_bias, most=self.cfg.relative_distance, both_ways=both_ways
+    )
+    bias = places.Bias(positions, key_positions, table, of)
+    return bias.array() if self.cfg.attention == "xla" or cached else bias

@@ -5,7 +5,9 @@ Shape letters: B batch, T queries, S keys, H heads, K head width, R = K / 2 pair
 
 import ast
 import math
+from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,34 @@ def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
   turned = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
   return turned.astype(x_BTHK.dtype)
+
+
+@flax.struct.dataclass
+class Bias:
+  """What positions add to the scores, not worked out yet.
+
+  Attributes:
+    queries: [B, T] int32, their positions.
+    keys: [B, S] int32.
+    table: what is learned of it, or None.
+    of: (table, queries, keys) -> [B, H, T or 1, S] float32.
+  """
+
+  queries: jax.Array
+  keys: jax.Array
+  table: jax.Array | None
+  of: Callable[..., jax.Array] = flax.struct.field(pytree_node=False)
+
+  def array(self) -> jax.Array:
+    """[B, H, T or 1, S] float32."""
+    return self.of(self.table, self.queries, self.keys)
+
+
+def relative_bias(table, positions, key_positions, most: int, both_ways: bool = False) -> jax.Array:
+  """T5's bias [B, H, T, S] float32 of a table [buckets, H]; `most` and so on as in `buckets`."""
+  distance_BTS = key_positions[:, None, :] - positions[:, :, None]
+  found = buckets(distance_BTS, table.shape[0], most, both_ways)
+  return jnp.moveaxis(jnp.take(table, found, axis=0), -1, 1)
 
 
 def slopes(heads: int, most: float = 8.0) -> np.ndarray:

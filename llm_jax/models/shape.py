@@ -5,7 +5,7 @@ import math
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
-from llm_jax.models import layers, positions
+from llm_jax.models import dot_product, layers, positions
 
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
@@ -14,6 +14,7 @@ _CHOICES = {
   "alibi": ("mpt", "falcon"),
   "mlp": ("gated", "plain"),
   "activation": ("", *layers.ACTIVATIONS),
+  "attention": dot_product.BACKENDS,
   "remat": ("none", "full", "dots"),
   "dtype": ("float32", "bfloat16", "float16"),
 }

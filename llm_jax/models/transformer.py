@@ -3,6 +3,7 @@
 Shape letters: B batch, T time, S keys, D model width, H heads, V vocabulary, L layers.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -95,6 +96,7 @@ class Block(nn.Module):
       out_scale=self._out_scale,
       dtype=cfg.dtype,
       causal=causal,
+      backend=cfg.attention,
       name=name,
     )
 
@@ -193,9 +195,10 @@ class Transformer(LanguageModel):
     x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype)) * jnp.asarray(cfg.embedding_scale, cfg.dtype)
     x_BTD = self.embedding_dropout(x_BTD, deterministic=not self.has_rng("dropout"))
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation"))
-    context = Context(
-      *self._ropes(positions), self._bias(positions, key_positions), segments, key_segments, start
-    )
+    bias = self._bias(positions, key_positions)
+    if bias is not None and (cfg.attention == "xla" or cache is not None):
+      bias = bias.array()  # Once for all layers.
+    context = Context(*self._ropes(positions), bias, segments, key_segments, start)
     x_BTD, keys_values = self._run_blocks(x_BTD, context, cache)
     hidden_BTD = self.final_norm(x_BTD)
     if cache is None:
@@ -231,16 +234,20 @@ class Transformer(LanguageModel):
       return rope, None
     return rope, places.rope_table(positions, width, cfg.rope_local_theta)
 
-  def _bias(self, positions: jax.Array, key_positions: jax.Array) -> jax.Array | None:
-    """What positions add to the scores, [B, H, T, S] float32."""
+  def _bias(self, positions: jax.Array, key_positions: jax.Array) -> places.Bias | None:
+    """What positions add to the scores."""
     cfg = self.cfg
+    table = None
     if cfg.position == "alibi":
-      return places.alibi(cfg.alibi, cfg.heads, cfg.head_dim, positions, key_positions)
-    if cfg.position == "relative":
-      distance_BTS = key_positions[:, None, :] - positions[:, :, None]
-      found = places.buckets(distance_BTS, cfg.relative_buckets, cfg.relative_distance)
-      return jnp.moveaxis(jnp.take(self.relative_embedding, found, axis=0), -1, 1)
-    return None
+      of = lambda _, queries, keys: places.alibi(  # noqa: E731
+        cfg.alibi, cfg.heads, cfg.head_dim, queries, keys
+      )
+    elif cfg.position == "relative":
+      table = self.relative_embedding
+      of = functools.partial(places.relative_bias, most=cfg.relative_distance)
+    else:
+      return None
+    return places.Bias(positions, key_positions, table, of)
 
   def _make_blocks(self):
     cfg, block = self.cfg, Block

@@ -1,0 +1,196 @@
+"""Scaled dot-product attention as a function, by backends that give the same.
+
+Shape letters: B batch, T queries, S keys, H heads, N key-value heads, G = H / N queries per
+key-value head, Q = G T, K head width; t and s: those of one block.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.models.positions import Bias
+
+BACKENDS = ("xla", "xla_chunked")
+NO_WINDOW = 1 << 30  # Wider than any text.
+
+_MASKED = -1e30  # Finite, so that a row without any key is a plain average and never NaN.
+_UNROLLED = 32  # Blocks of queries that are written out, each with the keys that it may see.
+
+
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  segments: jax.Array | None = None,
+  key_segments: jax.Array | None = None,
+  start: jax.Array | int = 0,
+  scale: float = 0.0,
+  cap: float = 0.0,
+  bias: jax.Array | Bias | None = None,
+  window: jax.Array | int = NO_WINDOW,
+  causal: bool = True,
+  backend: str = "xla",
+  block: int = 128,
+) -> jax.Array:
+  """Scaled dot-product attention, causal and within segments; softmax in float32.
+
+  Query t sits in slot `start + t` and sees the keys of slots up to its own with its own segment.
+  Padding is segment 0: it sees padding only, and nothing else sees it, so no row of a
+  self-attention is ever empty. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads:
+  Ainslie et al. 2023, arXiv:2305.13245. Key-value heads are not repeated in memory.
+
+  Backends: "xla" makes all scores at once, [B, H, T, S]. "xla_chunked" makes those of `block`
+  queries at a time, again in the backward pass, so that memory grows with T and not with T S; keys
+  that the causal mask or a window (a number, no array) hides from a whole block cost nothing.
+
+  Args:
+    q: [B, T, H, K].
+    k: [B, N, S, K], N divides H; query head h reads key-value head h // (H / N).
+    v: [B, N, S, K].
+    segments: [B, T] int32, or None: all tokens are one segment.
+    key_segments: [B, S] int32; None: `segments`, where T == S.
+    start: [] int32, slot of the first query.
+    scale: of the scores; 0: 1 / sqrt(K).
+    cap: scores become cap tanh(score / cap) (Gemma 2, arXiv:2408.00118, eq. 1); 0: none.
+    bias: [B or 1, H, T or 1, S] float32, added to the scores, or what makes it block by block.
+    window: tokens that a query sees, its own included (Beltagy et al. 2020, arXiv:2004.05150).
+    causal: False: later keys are seen too.
+    backend: one of `BACKENDS`.
+    block: queries at a time of "xla_chunked".
+
+  Returns:
+    [B, T, H, K] of q's dtype.
+
+  Raises:
+    ValueError: if the shapes do not fit together, or there is no such backend.
+  """
+  key_segments = segments if key_segments is None else key_segments
+  _check(q, k, v, segments, key_segments)
+  if backend not in BACKENDS:
+    raise ValueError(f'there is no attention backend "{backend}"; there are {", ".join(BACKENDS)}')
+  # Plain batched matrix products, heads ahead of time: on a CPU other orders are slower backward.
+  q_BHTK = (q * (scale if scale else q.shape[3] ** -0.5)).swapaxes(1, 2)
+  given = _Given(q_BHTK, k, v, segments, key_segments, bias, start, window)
+  attend = functools.partial(_attend, cap=cap, causal=causal)
+  if backend == "xla" or q.shape[1] <= block:
+    return attend(given, 0, q.shape[1], 0, k.shape[2]).swapaxes(1, 2)
+  return _by_blocks(attend, given, causal, block).swapaxes(1, 2)
+
+
+class _Given(NamedTuple):
+  """What a call is about; q is scaled, [B, H, T, K]."""
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  segments: jax.Array | None
+  key_segments: jax.Array | None
+  bias: jax.Array | Bias | None
+  start: jax.Array | int | None
+  window: jax.Array | int | None
+
+
+def _by_blocks(attend, given: _Given, causal: bool, block: int) -> jax.Array:
+  """[B, H, T, K], `block` queries at a time."""
+  length, keys = given.q.shape[2], given.k.shape[2]
+  placed = isinstance(given.start, int)
+  window = given.window if isinstance(given.window, int) else NO_WINDOW
+  if length > _UNROLLED * block:
+    return _scanned(attend, given, block)
+  parts = []
+  for first in range(0, length, block):
+    size = min(block, length - first)
+    low, high = 0, keys
+    if placed and causal:
+      high = min(keys, given.start + first + size)
+    if placed:
+      low = max(0, given.start + first - window + 1)
+    parts.append(_again(attend, given)(first, size, low, high))
+  return jnp.concatenate(parts, axis=2)
+
+
+def _again(attend, given: _Given):
+  """`attend`, whose scores the backward pass makes again."""
+  fixed = {"start": given.start, "window": given.window}  # Numbers stay numbers.
+
+  def call(first, *sizes: int) -> jax.Array:
+    once = jax.checkpoint(lambda arrays, i: attend(arrays._replace(**fixed), i, *sizes))
+    return once(given._replace(start=None, window=None), first)
+
+  return call
+
+
+def _scanned(attend, given: _Given, block: int) -> jax.Array:
+  """As many blocks as there are, in a loop: each sees all keys."""
+  length, keys = given.q.shape[2], given.k.shape[2]
+  short = -length % block
+  pad = lambda x, axis: jnp.pad(  # noqa: E731
+    x, [(0, short if i == axis else 0) for i in range(x.ndim)]
+  )
+  bias = given.bias
+  if isinstance(bias, Bias):
+    bias = bias.replace(queries=pad(bias.queries, 1))
+  elif bias is not None and bias.shape[2] > 1:
+    bias = pad(bias, 2)
+  segments = None if given.segments is None else pad(given.segments, 1)
+  key_segments = given.key_segments
+  padded = given._replace(
+    q=pad(given.q, 2), segments=segments, key_segments=key_segments, bias=bias
+  )
+  once = _again(attend, padded)
+  parts = jax.lax.map(lambda i: once(i, block, 0, keys), jnp.arange(0, length + short, block))
+  whole = jnp.moveaxis(parts, 0, 2)  # [n, B, H, t, K] -> [B, H, n, t, K]
+  return whole.reshape(*whole.shape[:2], -1, whole.shape[-1])[:, :, :length]
+
+
+def _attend(given: _Given, first, size: int, low: int, high: int, *, cap: float, causal: bool):
+  """[B, H, t, K] of `size` queries from `first` on, over the keys from `low` to `high`."""
+  take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
+  q_BHtK = take(given.q, axis=2)
+  k, v = given.k[:, :, low:high], given.v[:, :, low:high]
+  grouped = (q_BHtK.shape[0], k.shape[1], q_BHtK.shape[1] // k.shape[1], size)
+  q_BNQK = q_BHtK.reshape(*grouped[:2], -1, q_BHtK.shape[3])  # G and t side by side in one axis.
+  scores = jnp.einsum("BNQK,BNSK->BNQS", q_BNQK, k, preferred_element_type=jnp.float32)
+  scores = (cap * jnp.tanh(scores / cap) if cap else scores).reshape(*grouped, -1)
+  bias = given.bias
+  if isinstance(bias, Bias):
+    bias = bias.replace(queries=take(bias.queries, axis=1), keys=bias.keys[:, low:high]).array()
+  elif bias is not None:
+    bias = (take(bias, axis=2) if bias.shape[2] > 1 else bias)[..., low:high]
+  if bias is not None:
+    scores = scores + bias.reshape(-1, *grouped[1:3], *bias.shape[2:])
+  behind_ts = jnp.arange(size)[:, None] + (given.start + first) - jnp.arange(low, high)[None, :]
+  allowed = _seen(behind_ts, given.window, causal)[None]
+  if given.segments is not None:
+    own, others = take(given.segments, axis=1), given.key_segments[:, low:high]
+    allowed = allowed & (own[:, :, None] == others[:, None, :])
+  scores = scores + jnp.where(allowed, 0.0, _MASKED)[:, None, None]
+  weights = jax.nn.softmax(scores, axis=-1).astype(given.q.dtype)
+  weights_BNQs = weights.reshape(*q_BNQK.shape[:3], -1)
+  mixed = jnp.einsum("BNQS,BNSK->BNQK", weights_BNQs, v)
+  return mixed.reshape(q_BHtK.shape)
+
+
+def _seen(behind_TS: jax.Array, window: jax.Array | int, causal: bool) -> jax.Array:
+  """Whether a query sees a key that is so many slots behind it."""
+  seen = behind_TS >= 0 if causal else jnp.ones_like(behind_TS, bool)
+  if isinstance(window, int) and window >= NO_WINDOW:
+    return seen
+  return seen & (jnp.abs(behind_TS) < window)
+
+
+def _check(q, k, v, segments, key_segments) -> None:
+  batch, length, heads, width = q.shape
+  if k.shape != v.shape or k.shape[0] != batch or k.shape[3] != width or heads % k.shape[1]:
+    raise ValueError(f"q {q.shape} [B,T,H,K] does not fit k {k.shape} and v {v.shape} [B,N,S,K]")
+  if segments is not None and (segments.shape, key_segments.shape) != (
+    (batch, length),
+    (batch, k.shape[2]),
+  ):
+    raise ValueError(
+      f"segments {segments.shape} and key_segments {key_segments.shape} do not fit"
+      f" q {q.shape} [B,T,H,K] and k {k.shape} [B,N,S,K]"
+    )

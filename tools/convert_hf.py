@@ -51,21 +51,34 @@ def main(argv: list[str] | None = None) -> int:
   try:
     if options.out.exists() and any(options.out.iterdir()):
       raise UserError(f"{options.out} is not empty: name another --out")
+    _check(options)
     if not options.run:
       print(from_hf(options.hf, options.out, options.adapter))
     elif options.adapter:
-      print(to_peft(options.run, options.out))
+      print(to_peft(options.run, options.out, options.kind))
     else:
       print(to_hf(options))
   except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    text = str(error).replace("--config.run", "--run")
+    print("error:", " ".join(text.split()), file=sys.stderr)
     return 2
   return 0
 
 
+def _check(options: argparse.Namespace) -> None:
+  usual = {"prepared": "", "kind": "", "dtype": "float32", "shard_gb": 5.0}
+  given = [name for name, value in usual.items() if getattr(options, name) != value]
+  if options.hf and given:
+    raise UserError(f"--{given[0]} is of --run, it does nothing with --hf")
+  if options.run and isinstance(options.adapter, str):
+    raise UserError("--adapter takes no folder with --run, whose own adapter is written")
+  if options.run and options.adapter and set(given) - {"kind"}:
+    raise UserError(f"--{(set(given) - {'kind'}).pop()} does nothing with --adapter")
+
+
 def to_hf(options: argparse.Namespace) -> str:
   """Writes the folder; returns what to tell."""
-  run = runs.load(options.run, "run")
+  run = runs.load(options.run, "run", seq2seq=True)
   coder = Tokenizer.load(pathlib.Path(options.prepared) / "tokenizer") if options.prepared else None
   if coder and coder.vocab_size > run.shape.vocab_size:
     raise UserError(
@@ -73,25 +86,28 @@ def to_hf(options: argparse.Namespace) -> str:
       "that tokenizer is of another model"
     )
   ids = {} if coder is None else _special(coder)
-  interop.save(
-    options.out, run.model, run.params, kind=options.kind, shard_bytes=int(options.shard_gb * 1e9),
-    more=ids, dtype=options.dtype,
-  )  # fmt: skip
-  if coder is not None:
-    export.export(coder, options.out)
-    # Of a base model the end of a document ends a text, after fine-tuning the end of a turn.
-    ends = _special(coder) | {"eos_token_id": [coder.eos_id, coder.end_id]}
-    (options.out / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+  with interop.appearing(options.out) as folder:
+    interop.save(
+      folder, run.model, run.params, kind=options.kind, shard_bytes=int(options.shard_gb * 1e9),
+      more=ids, dtype=options.dtype,
+    )  # fmt: skip
+    if coder is not None:
+      export.export(coder, folder)
+      # Of a base model the end of a document ends a text, after fine-tuning the end of a turn.
+      ends = _special(coder) | {"eos_token_id": [coder.eos_id, coder.end_id]}
+      (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
   kind = json.loads((options.out / "config.json").read_text())["model_type"]
   count = count_parameters(run.params)
   return f"{options.out}: a {kind} of {count:,} parameters"
 
 
-def to_peft(run: str, out: pathlib.Path) -> str:
+def to_peft(run: str, out: pathlib.Path, kind: str = "") -> str:
   """Writes the adapter of a run; returns what to tell."""
   base, params = runs.with_adapter(run)
-  interop.save_adapter(out, base.model, params[lora.KEY], base=base.name)
-  return f"{out}: an adapter of {count_parameters(params[lora.KEY]):,} parameters on {base.name}"
+  own = params[lora.KEY]
+  interop.save_adapter(out, base.model, own, base=base.name, kind=kind)
+  scales = sum(layer["scale"].size for _, layer in lora.adapted(own))
+  return f"{out}: an adapter of {count_parameters(own) - scales:,} parameters on {base.name}"
 
 
 def from_hf(folder: str, out: pathlib.Path, adapter: str | bool | None = None) -> str:

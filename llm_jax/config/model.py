@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from llm_jax.errors import UserError
+from llm_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # A static argument of compiled functions.
@@ -68,4 +68,12 @@ class Lora:
       raise UserError(
         f"config.rank must not be negative and config.alpha above 0, got {self.rank} and "
         f"{self.alpha}"
+      )
+    known = ("q", "k", "v", "o", "gate", "up", "down")
+    for name in self.targets:
+      if name not in known:
+        raise UserError(f'config.targets: there is no layer "{name}"{nearest(name, known)}')
+    if not self.rank and self != Lora():
+      raise UserError(
+        "config.rank is 0, which trains no adapter: set it, or leave the other fields"
       )

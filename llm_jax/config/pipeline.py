@@ -5,6 +5,7 @@ from dataclasses import field
 
 from llm_jax.config.data import Prepare
 from llm_jax.config.training import Dpo, Ppo, Pretrain, Reward, Sampling, Sft
+from llm_jax.errors import UserError
 
 
 @dataclasses.dataclass
@@ -52,3 +53,10 @@ class Pipeline:
   dpo: Dpo = field(default_factory=Dpo)
   ppo: Ppo = field(default_factory=Ppo)
   evaluate: Evaluate = field(default_factory=Evaluate)
+
+  def validate(self) -> None:
+    """Raises UserError for what its stages cannot do together."""
+    if self.pretrain.model.encoder_layers:
+      raise UserError(
+        "config.pretrain.model.encoder_layers must be 0: reward model, DPO and PPO take decoders"
+      )

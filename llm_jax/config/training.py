@@ -104,9 +104,9 @@ class Corruption:
 
   def validate(self) -> None:
     """Raises UserError, in one line that names the field, for what cannot be."""
-    if not 0 < self.density < 1 or not self.mean_span >= 1:
+    if not 0 < self.density <= 0.9 or not self.mean_span >= 1:
       raise UserError(
-        "config.density must be between 0 and 1 and config.mean_span at least 1, got "
+        "config.density must be above 0 and at most 0.9, and config.mean_span at least 1, got "
         f"{self.density} and {self.mean_span}"
       )
 
@@ -145,6 +145,16 @@ class Sft(Stage):
   init: str = "runs/quickstart/pretrain"  # A run, or a folder of Hugging Face, to start from.
   input_length: int = 0  # Tokens that an encoder reads; 0: `length`, which is that of the answers.
   lora: Lora = field(default_factory=Lora)
+
+  def validate(self) -> None:
+    """Checks what every stage checks, and the encoder's length.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    super().validate()
+    if self.input_length < 0:
+      raise UserError(f"config.input_length must not be negative, got {self.input_length}")
 
 
 @dataclasses.dataclass

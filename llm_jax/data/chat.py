@@ -21,6 +21,7 @@ from typing import NamedTuple
 from llm_jax.data import templates
 from llm_jax.data.templates import ROLES, Control, Template
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError
 
 
 class _Apart(str):
@@ -64,8 +65,9 @@ def render(
     max_length: tokens at most; 0: no limit.
 
   Raises:
-    UserError: if the tokenizer lacks a control token of its template.
-    ValueError: for no message, an unknown role, or a `max_length` with no room for the markers.
+    UserError: if the tokenizer lacks a control token of its template, or `max_length` has no room
+      for the markers.
+    ValueError: for no message, or an unknown role.
   """
   return _Conversation(tokenizer, messages, speak=False).fitted(max_length)
 
@@ -123,7 +125,10 @@ class _Conversation:
       tokens, mask = self._written(kept)
       if len(tokens) <= limit:
         return tokens, mask
-    raise ValueError(f"max_length={limit} has no room for the markers of {len(kept)} turns")
+    raise UserError(
+      f"{limit} tokens have no room for the markers of {len(kept)} turns in the chat template "
+      f"{self._tokenizer.template}: raise config.length"
+    )
 
   def _apart(self, kept: list[int], i: int) -> list[int]:
     """Returns the ids of message `i` where it stands, encoded apart from the text around it."""

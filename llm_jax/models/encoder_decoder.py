@@ -13,10 +13,10 @@ from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models import layers
 from llm_jax.models import positions as places
-from llm_jax.models.attention import Cache, Context
+from llm_jax.models.attention import NO_WINDOW, Cache, Context
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.models.shape import resolve
-from llm_jax.models.transformer import Block, make_norm
+from llm_jax.models.transformer import logits_of, make_norm, rematted
 
 
 class EncoderDecoder(LanguageModel):
@@ -42,9 +42,9 @@ class EncoderDecoder(LanguageModel):
         "an encoder-decoder needs config.model.encoder_layers of at least 1 and "
         f'config.model.position="relative", got {cfg.encoder_layers} and "{cfg.position}"'
       )
-    if cfg.scan or cfg.windows:
+    if cfg.scan or cfg.windows or cfg.embedding_scale != 1 or cfg.parallel:
       raise UserError(
-        "config.model.scan and config.model.windows are of decoders alone: unset them"
+        "config.model.scan, windows, embedding_scale and parallel are of decoders alone: unset them"
       )
     return cls(cfg)
 
@@ -63,7 +63,7 @@ class EncoderDecoder(LanguageModel):
     if not cfg.tied:
       kernel = nn.with_logical_partitioning(layers.kernel_init(), ("embed", "vocab"))
       self.lm_head = self.param("lm_head", kernel, (cfg.dim, cfg.vocab_size), jnp.float32)
-    block = Block if cfg.remat == "none" else nn.remat(Block)
+    block = rematted(cfg.remat)
     self.encoder = [block(cfg, causal=False) for _ in range(cfg.encoder_layers)]
     self.encoder_norm = make_norm(cfg)
     self.blocks = [block(cfg, cross=True) for _ in range(cfg.layers)]
@@ -101,7 +101,7 @@ class EncoderDecoder(LanguageModel):
     context = Context(None, None, bias, segments, segments, 0)
     x_BSD = self._embed(inputs)
     for block in self.encoder:
-      x_BSD, _ = block(x_BSD, context)
+      x_BSD, _ = block(x_BSD, context, None, NO_WINDOW)
     return self._drop(self.encoder_norm(x_BSD))
 
   def decode(
@@ -140,7 +140,7 @@ class EncoderDecoder(LanguageModel):
     x_BTD, pairs = self._embed(tokens), []
     for i, block in enumerate(self.blocks):
       kv = None if cache is None else (cache.keys[i], cache.values[i])
-      x_BTD, kv = block(x_BTD, context, kv, memory=memory, seen=seen)
+      x_BTD, kv = block(x_BTD, context, kv, NO_WINDOW, memory=memory, seen=seen)
       pairs.append(kv)
     hidden_BTD = self._drop(self.final_norm(x_BTD))
     if self.cfg.tied and self.cfg.tied_scale:
@@ -153,7 +153,8 @@ class EncoderDecoder(LanguageModel):
   def logits(self, inputs: jax.Array, tokens: jax.Array, *rest: jax.Array | None) -> jax.Array:
     """Logits float32 [B, T, V]; for tests and demos. The arguments are those of `__call__`."""
     head_DV = self.embedding.T if self.cfg.tied else self.lm_head
-    return (self(inputs, tokens, *rest) @ head_DV).astype(jnp.float32)
+    hidden_BTD = self(inputs, tokens, *rest)
+    return logits_of(self.cfg, hidden_BTD, head_DV.astype(hidden_BTD.dtype))
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
     x_BTD = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.cfg.dtype))

@@ -27,10 +27,25 @@ _FIXED = ("scale",)
 
 
 def variables(tree: Params) -> dict[str, Params]:
-  """Returns linen's variables of parameters that may hold an adapter, at any depth of modules."""
+  """Returns linen's variables of parameters that may hold an adapter, at any depth of modules.
+
+  Raises:
+    ValueError: if the adapter does not fit the parameters.
+  """
   found = {"params": _without(tree)}
   adapters = _only(tree)
-  return found | {KEY: adapters} if adapters else found
+  if not adapters:
+    return found
+  for path, own in adapted(adapters):
+    layer: Any = found["params"]
+    for name in path:
+      layer = layer.get(name, {}) if isinstance(layer, Mapping) else {}
+    if "kernel" not in layer or not {"a", "b", "scale"} <= set(own):
+      raise ValueError(
+        f"the adapter's {'/'.join(path)} has {', '.join(own)}: it needs a, b and scale, and a "
+        "dense layer of that path"
+      )
+  return found | {KEY: adapters}
 
 
 def attach(params: Params, cfg: config.Lora, key: jax.Array) -> Params:
@@ -46,16 +61,21 @@ def attach(params: Params, cfg: config.Lora, key: jax.Array) -> Params:
   Raises:
     UserError: if a target is not the name of a dense layer of the model.
   """
-  layers = {path: kernel for path, kernel in kernels_of(params)}
-  known = {path[-2] for path in layers}
-  for name in cfg.targets:
-    if name not in known:
-      raise UserError(f'config.lora.targets: there is no layer "{name}"{nearest(name, known)}')
+  layers = dict(kernels_of(params))
+  check(params, cfg)
   adapter: dict[str, Any] = {}
   for i, (path, kernel) in enumerate(layers.items()):
     if not cfg.targets or path[-2] in cfg.targets:
       place(adapter, path[:-1], _fresh(kernel, cfg, jax.random.fold_in(key, i)))
   return {**params, KEY: adapter}
+
+
+def check(params: Params, cfg: config.Lora) -> None:
+  """Raises UserError if a target of `cfg` is not the name of a dense layer of the model."""
+  known = {path[-2] for path, _ in kernels_of(params)}
+  for name in cfg.targets:
+    if name not in known:
+      raise UserError(f'config.lora.targets: there is no layer "{name}"{nearest(name, known)}')
 
 
 def with_scale(adapter: Params, cfg: config.Lora) -> Params:

@@ -250,14 +250,8 @@ class Transformer(LanguageModel):
     return places.Bias(positions, key_positions, table, of)
 
   def _make_blocks(self):
-    cfg, block = self.cfg, Block
-    if cfg.remat != "none":
-      policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-      # The window is a number of the program unless layers are scanned.
-      fixed = () if cfg.scan else (4,)
-      block = nn.remat(
-        Block, policy=policy[cfg.remat], prevent_cse=not cfg.scan, static_argnums=fixed
-      )
+    cfg = self.cfg
+    block = rematted(cfg.remat, cfg.scan)
     if not cfg.scan:
       return [block(cfg) for _ in range(cfg.layers)]
     scanned = nn.scan(
@@ -284,6 +278,15 @@ class Transformer(LanguageModel):
     return x_BTD, None if cache is None else tuple(zip(*pairs, strict=True))
 
 
+def rematted(remat: str, scan: bool = False) -> type[Block]:
+  """Returns the block that keeps of its forward pass what `remat` says."""
+  if remat == "none":
+    return Block
+  policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+  # The window is a number of the program unless layers are scanned.
+  return nn.remat(Block, policy=policy, prevent_cse=not scan, static_argnums=() if scan else (4,))
+
+
 def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Array:
   """Returns the logits float32 [..., V] of hidden states [..., D] and a head [D, V]."""
   logits = jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
@@ -292,16 +295,19 @@ def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Arra
 
 def unstack(params: Params, count: int) -> Params:
   """The parameters of a scanned decoder of `count` layers as those of an unrolled one."""
-  rest = {name: value for name, value in params.items() if name != "blocks"}
-  blocks = {
-    f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(count)
-  }
-  return {**rest, **blocks}
+  rest = {name: value for name, value in params.items() if name not in ("blocks", lora.KEY)}
+  if lora.KEY in params:
+    rest[lora.KEY] = unstack(params[lora.KEY], count)
+  stacked = params.get("blocks", {})
+  return rest | {f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
 
 
 def stack(params: Params, count: int) -> Params:
   """The inverse of `unstack`."""
-  rest = {name: value for name, value in params.items() if not name.startswith("blocks_")}
+  skipped = ("blocks_", lora.KEY)
+  rest = {name: value for name, value in params.items() if not name.startswith(skipped)}
+  if lora.KEY in params:
+    rest[lora.KEY] = stack(params[lora.KEY], count)
   blocks = [params[f"blocks_{i}"] for i in range(count)]
   return {**rest, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
 

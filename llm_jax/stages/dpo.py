@@ -26,7 +26,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   cfg.validate()
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
-  start = runs.load(cfg.init, "init")
+  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
   encoded = {
     split: pairs.encode(tokenizer, pairs.load(cfg.preferences, split, cfg.kinds), cfg.length)
     for split in ("train", "validation")
@@ -36,8 +36,8 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   )
   blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
   training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
+  runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
-  runs.save_adapter(workdir, cfg.init, cfg.lora)
   for split, rows in encoded.items():
     path = pathlib.Path(workdir) / f"reference-{split}.npz"
     reference = annotate(start, rows, cfg.length, path)

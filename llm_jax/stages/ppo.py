@@ -134,7 +134,9 @@ class Collector:
       UserError: if one of them is missing.
     """
     tokenizer = runs.tokenizer(cfg.prepared)
-    start, judge = runs.load(cfg.init, "init"), runs.load(cfg.reward, "reward", reward=True)
+    size = tokenizer.vocab_size
+    start = runs.load(cfg.init, "init", vocab_size=size)
+    judge = runs.load(cfg.reward, "reward", reward=True, vocab_size=size)
     questions = runs.asked(cfg.prepared, "train")
     prompts = [answers.prompt_tokens(tokenizer, q.prompt) for q in questions]
     # Uncommitted device arrays: they follow the policy's placement and are sent only once.

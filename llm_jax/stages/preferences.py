@@ -25,7 +25,7 @@ def run(cfg: config.Preferences, workdir: str) -> dict[str, dict[str, int]]:
       return done["pairs"]
   out.mkdir(parents=True, exist_ok=True)
   tokenizer = runs.tokenizer(cfg.prepared)
-  policy = runs.load(cfg.init, "init")
+  policy = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
   counts = {}
   for split, limit in (("train", cfg.questions), ("validation", cfg.validation_questions)):
     questions = runs.asked(cfg.prepared, split)[:limit]

@@ -20,7 +20,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   cfg.validate()
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
-  start = runs.load(cfg.init, "init")
+  start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
   train = pairs.load(cfg.preferences, "train", cfg.kinds)
   if cfg.shuffle_labels:
     train = flip(train, cfg.seed)

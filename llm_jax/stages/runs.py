@@ -28,11 +28,13 @@ class Run(NamedTuple):
     params: its parameters, or of a reward model {"decoder", "head"}; host arrays, but for what was
       `put` on devices. What an adapter adds is in them.
     shape: the decoder's configuration.
+    grown: new tokens, whose rows no training has seen.
   """
 
   model: Any
   params: Params
   shape: config.Model
+  grown: int = 0
 
 
 def tokenizer(prepared: str) -> Tokenizer:
@@ -135,11 +137,31 @@ def _check_kind(shape: config.Model, directory: str, field: str, seq2seq: bool) 
     )
 
 
-def save_adapter(workdir: str | pathlib.Path, init: str, adapter: config.Lora) -> None:
-  """Writes adapter.json, which says what an adapter is on; nothing if there is none."""
-  if adapter.rank:
-    found = {"init": init, "fingerprint": _fingerprint(init), "lora": dataclasses.asdict(adapter)}
-    (pathlib.Path(workdir) / _ADAPTER).write_text(json.dumps(found, indent=2) + "\n")
+def save_adapter(workdir: str | pathlib.Path, init: str, start: Run, adapter: config.Lora) -> None:
+  """Writes adapter.json, which says what an adapter is on; nothing if there is none.
+
+  Raises:
+    UserError: if the model under it is another one than the run began with, grew by tokens that an
+      adapter cannot learn, or has no such layers.
+  """
+  if not adapter.rank:
+    return
+  if start.grown:
+    raise UserError(
+      f"{init} has no rows for {start.grown} tokens of config.prepared, such as turn markers, and "
+      "an adapter cannot learn them: adopt its tokenizer with a config.tokenizer.template of its "
+      "own tokens, or train all parameters (config.lora.rank=0)"
+    )
+  lora.check(start.params, adapter)
+  path = pathlib.Path(workdir) / _ADAPTER
+  found = {"init": init, "fingerprint": _fingerprint(init), "lora": dataclasses.asdict(adapter)}
+  if path.exists() and checkpoint.latest_step(path.parent / "checkpoints") is not None:
+    if json.loads(path.read_text())["fingerprint"] != found["fingerprint"]:
+      raise UserError(
+        f"{init} has changed since the adapter of {workdir} was begun on it: use another --workdir"
+      )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 class Base(NamedTuple):
@@ -189,27 +211,32 @@ def _fingerprint(directory: str) -> str:
   path = pathlib.Path(directory)
   if not is_hugging_face(path):
     return checkpoint.fingerprint(path)
-  files = sorted(path.glob("*.safetensors"))
   digest = hashlib.sha256((path / "config.json").read_bytes())
-  for file in files:  # Of gigabytes: a part and the size tell versions apart.
+  for file in sorted(path.glob("*.safetensors")):
     with open(file, "rb") as opened:
-      digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(1 << 20))
-      opened.seek(file.stat().st_size // 2)
-      digest.update(opened.read(1 << 20))
+      digest.update(hashlib.file_digest(opened, "sha256").digest())
   return digest.hexdigest()
 
 
 def _grown(model: LanguageModel, params: Params, vocab_size: int) -> Run:
-  """A model with rows for tokens that it does not know: the mean of those that it knows."""
+  """A model with rows for tokens that it does not know: near the mean of those that it knows.
+
+  Rows that are the same could not be told apart by what is frozen, nor by a gradient.
+  """
   shape = model.cfg
-  missing = vocab_size - shape.vocab_size
-  if missing > 0:
-    rows_VD = params["embedding"]
-    params["embedding"] = np.concatenate([rows_VD, np.tile(rows_VD.mean(0), (missing, 1))])
+  missing = max(vocab_size - shape.vocab_size, 0)
+  if missing:
+    noise = np.random.default_rng(0)
+
+    def rows(known_VD: np.ndarray) -> np.ndarray:
+      known_VD = np.asarray(known_VD)
+      width = 0.1 * known_VD.std(0)
+      new = known_VD.mean(0) + width * noise.standard_normal((missing, len(width)))
+      return np.concatenate([known_VD, new.astype(np.float32)])
+
+    params["embedding"] = rows(params["embedding"])
     if not shape.tied:
-      head_DV = params["lm_head"]
-      mean_D1 = head_DV.mean(1, keepdims=True)
-      params["lm_head"] = np.concatenate([head_DV, np.tile(mean_D1, (1, missing))], axis=1)
+      params["lm_head"] = rows(np.asarray(params["lm_head"]).T).T
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
-    print(f"{missing} new tokens start as the mean of all others", flush=True)
-  return Run(interop.model_of(shape), params, shape)
+    print(f"{missing} new tokens start near the mean of all others", flush=True)
+  return Run(interop.model_of(shape), params, shape, missing)

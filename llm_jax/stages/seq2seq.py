@@ -41,6 +41,8 @@ def pretrain(cfg: config.Pretrain, workdir: str, token_loss: Callable) -> TrainS
     raise UserError(
       f"config.model.vocab_size={shape.vocab_size}: {vocab_size} are needed, sentinels included"
     )
+  if cfg.length < 3:
+    raise UserError(f"config.length={cfg.length} must be at least 3 for an encoder-decoder")
   model, place = EncoderDecoder.from_config(shape), parallel.make(cfg.mesh)
   feed = loop.IteratorFeed(_corrupted(cfg, tokenizer, "train"))
   runs.save_shape(workdir, shape)
@@ -64,6 +66,11 @@ def sft(
 ) -> TrainState:
   """Fine-tunes an encoder-decoder on questions, which it reads, and their answers."""
   size = cfg.input_length if cfg.input_length else cfg.length
+  if min(size, cfg.length) < 2:
+    raise UserError(
+      f"config.input_length={size} and config.length={cfg.length} must be at least 2: the last "
+      "token is the end"
+    )
   train, held_out = (
     [
       seq2seq.pair(tokenizer, q.prompt, q.answer, size, cfg.length)
@@ -80,8 +87,8 @@ def sft(
   def validation() -> Iterator[Batch]:
     return batches.examples(held_out, collate, cfg.batch, shuffle=False, epochs=1)
 
+  runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
-  runs.save_adapter(workdir, cfg.init, cfg.lora)
   return training.train(
     cfg,
     workdir,

@@ -33,8 +33,8 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     place,
     lambda: batches.pack_examples(held_out, cfg.length, cfg.batch),
   )
+  runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
-  runs.save_adapter(workdir, cfg.init, cfg.lora)
   return training.train(
     cfg,
     workdir,

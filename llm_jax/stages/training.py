@@ -1,6 +1,7 @@
 """What every training stage does around its objective: state, step, loop, evaluation."""
 
 import contextlib
+import functools
 import pathlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -69,7 +70,8 @@ def train(
   given = () if loaded is None else (loaded,)
   make_state = state_maker(make_params, tx)
   if adapter is not None and adapter.rank:
-    make_state = state_maker(_attached(make_params, adapter), tx, lora.trained)
+    attach = functools.partial(lora.attach, cfg=adapter)
+    make_state = state_maker(make_params, tx, lora.trained, lambda p, key: attach(p, key=key))
   state = place.init(make_state, jax.random.key(cfg.seed), *given)
   with fitting(cfg):
     return loop.fit(
@@ -88,16 +90,6 @@ def train(
       name=pathlib.Path(workdir).name,
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
     )
-
-
-def _attached(
-  make_params: Callable[[jax.Array], Params], adapter: config.Lora
-) -> Callable[[jax.Array], Params]:
-  def make(key: jax.Array) -> Params:
-    own, added = jax.random.split(key)
-    return lora.attach(make_params(own), adapter, added)
-
-  return make
 
 
 @contextlib.contextmanager

@@ -122,8 +122,9 @@ def _rate(cfg: config.Optimizer, steps: int, peak: float, step: jax.Array | int)
 
 
 def _is_vector(path: tuple) -> bool:
-  # Scan-stacked norms and biases are [L, D]: only their names tell them from matrices.
-  return any(part in name for name in _names(path) for part in ("norm", "scale", "bias"))
+  # Scan-stacked norms, biases and DoRA's lengths are [L, D]: their names tell them from matrices.
+  parts = ("norm", "scale", "bias", "magnitude")
+  return any(part in name for name in _names(path) for part in parts)
 
 
 def _is_table(path: tuple) -> bool:

@@ -101,14 +101,14 @@ class MeshJit:
     with self._context():
       return jax.jit(lambda *a: nn.unbox(make_state(*a)), out_shardings=shardings)(rng, *args)
 
-  def put(self, array: Any, names: tuple[str | None, ...]) -> jax.Array:
-    """Returns a parameter in its shards; `names` are the logical names of its axes.
+  def put(self, path: str, array: Any, names: tuple[str | None, ...]) -> jax.Array:
+    """Returns the parameter of a path in its shards; `names` are the logical names of its axes.
 
     Raises:
       UserError: if a dimension cannot be divided by its mesh axis.
     """
     shape = np.shape(array)
-    sharding = NamedSharding(self.mesh, self._spec((), names, shape))
+    sharding = NamedSharding(self.mesh, self._spec(path, names, shape))
     # One by one: the host never holds more than one shard besides the array.
     shards = [
       jax.block_until_ready(jax.device_put(np.ascontiguousarray(array[part]), device))
@@ -124,7 +124,10 @@ class MeshJit:
     specs = {}
     for path, box in boxes:
       names = box.names if isinstance(box, nn.Partitioned) else ()
-      specs[path[1:]] = (self._spec(path, names, nn.unbox(box).shape), nn.unbox(box).shape)
+      specs[path[1:]] = (
+        self._spec(_keys(path[1:]), names, nn.unbox(box).shape),
+        nn.unbox(box).shape,
+      )
 
     def of(path: tuple, leaf: Any) -> NamedSharding:
       for start in range(len(path)):
@@ -217,12 +220,11 @@ class MeshJit:
     with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
       yield
 
-  def _spec(self, path: tuple, names: tuple, shape: tuple[int, ...]) -> P:
+  def _spec(self, where: str, names: tuple, shape: tuple[int, ...]) -> P:
     spec = nn.logical_to_mesh_axes(names, self.rules)
     for name, axes, size in zip(names, spec, shape, strict=False):
       ways = int(np.prod([self.mesh.shape[a] for a in np.atleast_1d(axes) if a]))
       if size % ways:
-        where = jax.tree_util.keystr(path, simple=True, separator="/")
         raise UserError(
           f'parameter {where}: its dimension "{name}" of {size} cannot be divided by '
           f"config.mesh.{axes}={ways}; change the model's size or the mesh"
@@ -244,9 +246,9 @@ class Pmap:
     """Returns make_state(rng, *args), unboxed, one copy per device (a leading axis)."""
     return self.replicate(jax.jit(lambda *a: nn.unbox(make_state(*a)))(rng, *args))
 
-  def put(self, array: Any, names: tuple[str | None, ...]) -> Any:
+  def put(self, path: str, array: Any, names: tuple[str | None, ...]) -> Any:
     """Returns a parameter as it is: `init` makes the copies."""
-    del names
+    del path, names
     return array
 
   def batch(self, tree: Any) -> Any:
@@ -279,6 +281,10 @@ class Pmap:
 
 
 Placement = MeshJit | Pmap
+
+
+def _keys(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _first(x: Any) -> Any:

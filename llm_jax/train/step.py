@@ -21,6 +21,7 @@ def state_maker(
   make_params: Callable[[jax.Array], Params],
   tx: optax.GradientTransformation,
   trained: Callable[[tuple[str, ...]], bool] | None = None,
+  extend: Callable[[Params, jax.Array], Params] | None = None,
 ) -> Callable[..., TrainState]:
   """Returns make_state(rng, loaded=None) for `placement.init`.
 
@@ -28,6 +29,7 @@ def state_maker(
     make_params: key -> parameters as the model makes them, still in their boxes of axis names.
     tx: the optimizer.
     trained: path of a parameter -> whether it is trained; the others are frozen. None: all are.
+    extend: (parameters, the loaded ones in place, key) -> these and more, such as an adapter.
 
   Returns:
     make_state(rng, loaded): a new state. `loaded` is a nested dict of parameters that replace the
@@ -39,6 +41,8 @@ def state_maker(
     params = make_params(params_key)
     if loaded is not None:
       params = _overlay(params, loaded)
+    if extend is not None:
+      params = extend(params, jax.random.fold_in(params_key, 1))
     params, frozen = (params, {}) if trained is None else _split_tree(params, trained)
     opt_state = tx.init(nn.unbox(params))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, train_key, frozen)

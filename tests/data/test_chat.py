@@ -4,6 +4,7 @@ import pytest
 
 from llm_jax.data import chat
 from llm_jax.data import tokenizer as tokenizer_lib
+from llm_jax.errors import UserError
 
 TALK = [
   {"role": "system", "content": "Be short."},
@@ -106,7 +107,7 @@ def test_impossible_requests(tokenizer):
     chat.render(tokenizer, [])
   with pytest.raises(ValueError, match="unknown role 'bot'"):
     chat.render(tokenizer, [{"role": "bot", "content": "x"}])
-  with pytest.raises(ValueError, match="no room"):
+  with pytest.raises(UserError, match="no room"):
     chat.render(tokenizer, TALK, 4)
-  with pytest.raises(ValueError, match="no room"):
+  with pytest.raises(UserError, match="no room"):
     chat.prompt(tokenizer, TALK[:1], 1)

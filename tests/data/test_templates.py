@@ -296,7 +296,7 @@ def test_cuts_take_text_and_never_markers(get, name):
   for limit in range(1, len(whole) + 2):
     try:
       tokens, mask = chat.render(tokenizer, talk, limit)
-    except ValueError as error:
+    except UserError as error:
       assert "no room for the markers" in str(error) and not fitting
       continue
     fitting += 1

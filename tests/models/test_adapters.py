@@ -1,5 +1,6 @@
 """Adapters in PEFT's format: round trips, what is refused, and PEFT itself as the oracle."""
 
+import dataclasses
 import json
 import os
 
@@ -83,6 +84,7 @@ def folder(tmp_path):
     ("modules_to_save", ["lm_head"], "modules_to_save=.* is not supported"),
     ("init_lora_weights", "pissa", "init_lora_weights='pissa' is not supported"),
     ("lora_alpha", "16", "must be positive numbers"),
+    ("lora_alpha", float("inf"), "must be positive numbers"),
     ("alpha_pattern", {"q_proj": -1}, "must be positive numbers"),
     ("rank_pattern", [1], "rank_pattern must be an object"),
     ("alpha_pattern", {r"layers\.[01]\..*": 2}, "only names of modules are read"),
@@ -194,3 +196,20 @@ def test_patterns_name_a_module_or_its_end(folder):
   own = dict(lora.adapted(interop.load_adapter(path, model)))
   scale = lambda layer, name: float(own[f"blocks_{layer}", "attention", name]["scale"])  # noqa: E731
   assert [scale(0, n) for n in "qkv"] == [5, 10, 3] and [scale(1, n) for n in "qkv"] == [5, 3, 3]
+
+
+def test_parameters_with_an_adapter_are_not_saved_without_it(tmp_path):
+  model, whole = adapted("llama")
+  with pytest.raises(UserError, match="no place for lora/.*; `lora.merge` puts an adapter into"):
+    interop.save(tmp_path / "hf", model, whole)
+  assert not (tmp_path / "hf").exists()
+
+
+def test_a_shape_of_two_families_reads_the_adapters_of_both(tmp_path):
+  model, whole = adapted("falcon_rw")
+  twin = dataclasses.replace(model.cfg, position="rope", alibi="mpt")
+  twin = type(model).from_config(twin)
+  for kind in ("gpt_neox", "falcon"):
+    interop.save_adapter(tmp_path / kind, twin, whole["lora"], kind=kind)
+    loaded = interop.load_adapter(tmp_path / kind, twin)
+    close(run(twin, {**whole, "lora": loaded}), run(twin, whole))

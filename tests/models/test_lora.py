@@ -10,8 +10,10 @@ import pytest
 
 from llm_jax import config
 from llm_jax.errors import UserError
+from llm_jax.generate import sample
 from llm_jax.models import lora
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.transformer import Transformer, stack, unstack
+from llm_jax.train import optim
 
 TINY = config.Model(vocab_size=19, dim=16, layers=2, heads=4, kv_heads=2, hidden=24)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 19)
@@ -86,3 +88,40 @@ def test_targets_and_scales():
   assert float(nn.unbox(own["blocks_1", "attention", "v"]["scale"])) == 4
   with pytest.raises(UserError, match='no layer "gat"; did you mean "gate"'):
     lora.attach(params, config.Lora(rank=4, targets=("gat",)), jax.random.key(2))
+
+
+@KINDS
+def test_the_sampler_draws_with_the_adapter_of_a_scanned_model(dora):
+  model, params = made(scan=True)
+  whole = moved(lora.attach(nn.unbox(params), config.Lora(rank=3, dora=dora), jax.random.key(2)))
+
+  def greedy(params):
+    keys = jax.random.split(jax.random.key(0), 2)
+    return sample(
+      model, params, TOKENS, jnp.ones_like(TOKENS), keys, max_new=12, temperature=0.0, end_id=-1
+    ).tokens
+
+  np.testing.assert_array_equal(greedy(whole), greedy(lora.merge(whole)))
+  assert not np.array_equal(greedy(whole), greedy(nn.unbox(params)))
+  np.testing.assert_array_equal(
+    stack(unstack(whole, 2), 2)["lora"]["blocks"]["mlp"]["up"]["a"],
+    whole["lora"]["blocks"]["mlp"]["up"]["a"],
+  )
+
+
+def test_an_adapter_that_fits_nothing_is_no_silent_base():
+  model, params = made()
+  own = {"a": jnp.ones((16, 2)), "b": jnp.ones((2, 16)), "scale": jnp.float32(1)}
+  with pytest.raises(ValueError, match="blocks_0/atention/q has a, b, scale: it needs"):
+    model.apply({**params, "lora": {"blocks_0": {"atention": {"q": own}}}}, TOKENS)
+  del own["scale"]
+  with pytest.raises(ValueError, match="blocks_0/attention/q has a, b: it needs"):
+    model.apply({**params, "lora": {"blocks_0": {"attention": {"q": own}}}}, TOKENS)
+
+
+def test_lengths_are_no_matrices():
+  _, params = made(scan=True)
+  whole = lora.attach(nn.unbox(params), config.Lora(rank=3, dora=True), jax.random.key(2))
+  own = optim.matrices(whole)["lora"]["blocks"]["mlp"]["up"]
+  assert own == {"a": True, "b": True, "scale": False, "magnitude": False}
+  assert optim.muon_dimensions(whole)["lora"]["blocks"]["mlp"]["up"]["magnitude"] is None

@@ -1,6 +1,8 @@
 """Stages that train an adapter: the model under it stays, runs resume, later stages see both."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models import interop, lora
-from llm_jax.stages import dpo, runs, sft
+from llm_jax.stages import dpo, pretrain, runs, sft
 from llm_jax.train import checkpoint
-from tests.stages.conftest import tiny
+from tests.stages.conftest import SHAPE, tiny
 from tools import convert_hf
 
 LORA = config.Lora(rank=2, alpha=4.0)
@@ -75,17 +77,47 @@ def _failing(give):
   return give_three
 
 
+def test_training_begins_at_the_loaded_model(run, root, tmp_path):
+  """A new adapter changes nothing, so the first loss is that of full fine-tuning."""
+  cfg = tiny(config.Sft, run[0].prepared, init=run[0].init, steps=1, log_every=1)
+  sft.run(cfg, str(tmp_path / "whole"))
+  cfg.lora = run[0].lora
+  sft.run(cfg, str(tmp_path / "adapter"))
+  first = [
+    json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    for name in ("whole", "adapter")
+  ]
+  np.testing.assert_allclose(*first, rtol=1e-5)
+
+
 def test_a_model_that_has_changed_under_its_adapter_is_refused(run, root, tmp_path):
-  found = json.loads((run[1] / "adapter.json").read_text())
-  copy = tmp_path / "sft"
-  copy.mkdir()
-  for name in ("model.json", "checkpoints"):
-    (copy / name).symlink_to(run[1] / name)
-  (copy / "adapter.json").write_text(json.dumps(found | {"init": str(root / "sft")}))
+  base, work = tmp_path / "base", tmp_path / "sft"
+  shutil.copytree(root / "pretrain", base)
+  cfg = tiny(config.Sft, run[0].prepared, init=str(base), lora=run[0].lora)
+  sft.run(cfg, str(work))
+  shutil.rmtree(base)
+  shutil.copytree(root / "sft", base)
   with pytest.raises(UserError, match="is missing or has changed since: train the adapter again"):
-    runs.load(str(copy), "init")
+    runs.load(str(work), "init")
+  before = (work / "adapter.json").read_text()
+  with pytest.raises(UserError, match="has changed since the adapter of .* was begun on it"):
+    sft.run(cfg, str(work))
+  assert (work / "adapter.json").read_text() == before
   with pytest.raises(UserError, match="trained no adapter"):
     runs.with_adapter(str(root / "sft"))
+
+
+def test_targets_are_checked_before_anything_is_written(prepared, root, tmp_path):
+  shape = dataclasses.replace(SHAPE, mlp="plain")
+  pretrain.run(tiny(config.Pretrain, prepared, model=shape, steps=1), tmp_path / "plain")
+  own = config.Lora(rank=2, targets=("q", "gate"))
+  cfg = tiny(config.Sft, prepared, init=str(tmp_path / "plain"), lora=own)
+  with pytest.raises(UserError, match='no layer "gate"'):
+    sft.run(cfg, str(tmp_path / "sft"))
+  assert not (tmp_path / "sft").exists()
+  for wrong in (config.Lora(rank=2, targets=("qq",)), config.Lora(dora=True)):
+    with pytest.raises(UserError, match='no layer "qq"|config.rank is 0'):
+      wrong.validate()
 
 
 def test_dpo_trains_an_adapter_and_starts_at_its_reference(prepared, root, tmp_path):
@@ -94,6 +126,11 @@ def test_dpo_trains_an_adapter_and_starts_at_its_reference(prepared, root, tmp_p
   rows = [json.loads(line) for line in (tmp_path / "dpo/metrics.jsonl").read_text().splitlines()]
   margins = [row["rewards/margins"] for row in rows if "loss" in row]
   assert margins[-1] > margins[0]
+  dora = dataclasses.replace(LORA, dora=True)
+  still = config.Optimizer(lr=0.0)
+  dpo.run(tiny(config.Dpo, prepared, **paths, lora=dora, optimizer=still), tmp_path / "still")
+  rows = [json.loads(line) for line in (tmp_path / "still/metrics.jsonl").read_text().splitlines()]
+  np.testing.assert_allclose([row["loss"] for row in rows if "loss" in row], np.log(2), atol=1e-4)
   assert set(checkpoint.load_params(tmp_path / "dpo")) == {"lora"}
 
 

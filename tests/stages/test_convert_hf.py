@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from llm_jax import config
+from llm_jax.data.tokenizers import files as tokenizer_files
 from llm_jax.errors import UserError
 from llm_jax.models import interop
 from llm_jax.models.transformer import Transformer
@@ -74,9 +75,15 @@ def test_sft_starts_from_a_folder_and_a_smaller_vocabulary_grows(prepared, base,
   shape = config.Model(**(vars(run.shape) | {"vocab_size": small}))
   interop.save(tmp_path / "hf", Transformer.from_config(shape), params)
   grown = runs.load(str(tmp_path / "hf"), "init", vocab_size=300)
-  np.testing.assert_allclose(
-    grown.params["embedding"][small:], np.tile(params["embedding"].mean(0), (10, 1)), rtol=1e-5
-  )
+  new, known = grown.params["embedding"][small:], params["embedding"]
+  np.testing.assert_allclose(new, np.tile(known.mean(0), (10, 1)), atol=0.5 * known.std())
+  assert grown.grown == 10 and len(np.unique(new, axis=0)) == 10
+  with pytest.raises(UserError, match="no rows for 10 tokens .* adapter cannot learn them"):
+    sft.run(
+      tiny(config.Sft, prepared, init=str(tmp_path / "hf"), lora=config.Lora(rank=2)),
+      tmp_path / "lora",
+    )
+  assert not (tmp_path / "lora").exists()
   assert "10 new tokens" in capsys.readouterr().out
   cfg = tiny(config.Sft, prepared, init=str(tmp_path / "hf"))
   state = sft.run(cfg, str(tmp_path / "sft"))
@@ -102,3 +109,22 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, says):
   said = capsys.readouterr().err
   assert says in said and said.count("\n") == 1
   assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_would_do_nothing_are_refused(base, tmp_path, capsys):
+  for words, message in [
+    (("--hf", "x", "--dtype", "bfloat16"), "--dtype is of --run"),
+    (("--run", base, "--adapter", "x"), "--adapter takes no folder with --run"),
+    (("--run", base, "--adapter", "--prepared", "x"), "--prepared does nothing with --adapter"),
+    (("--run", tmp_path / "none"), "or set --run"),
+  ]:
+    assert converted(*words, "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_template_that_cannot_go_out_leaves_nothing(prepared, base, tmp_path, capsys):
+  folder = tmp_path / "prepared"
+  tokenizer_files.adopt(prepared / "tokenizer", folder / "tokenizer", template="zephyr")
+  assert converted("--run", base, "--prepared", folder, "--out", tmp_path / "hf") == 2
+  assert "writes <|system|> as text" in capsys.readouterr().err
+  assert [p.name for p in tmp_path.iterdir()] == ["prepared"]

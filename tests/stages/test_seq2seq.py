@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from llm_jax.stages import dpo, pretrain, runs, sft
 from llm_jax.stages import seq2seq as stage
 from llm_jax.train import checkpoint
 from tests.stages.conftest import asked, tiny
+from tools import convert_hf
 
 SHAPE = config.Model(
   dim=32, layers=1, encoder_layers=1, heads=2, position="relative", qk_norm=False, tied=False
@@ -150,3 +152,27 @@ def test_stages_of_decoders_refuse_it(base, root, prepared, tmp_path):
   cfg.mixture.sources = ("a=b",)
   with pytest.raises(UserError, match="config.mixture is of decoders"):
     pretrain.run(cfg, tmp_path / "mixed")
+
+
+def test_lengths_that_cannot_be(base, prepared, tmp_path):
+  cfg = tiny(config.Pretrain, prepared, model=SHAPE, length=2)
+  with pytest.raises(UserError, match="config.length=2 must be at least 3"):
+    pretrain.run(cfg, tmp_path / "short")
+  cfg = tiny(config.Sft, prepared, init=str(base), input_length=1)
+  with pytest.raises(UserError, match="config.input_length=1 .* must be at least 2"):
+    sft.run(cfg, tmp_path / "one")
+  with pytest.raises(UserError, match="at most 0.9"):
+    config.Corruption(density=0.99).validate()
+  with pytest.raises(UserError, match="encoder_layers must be 0: reward model"):
+    config.Pipeline(pretrain=config.Pretrain(model=SHAPE)).validate()
+  assert not (tmp_path / "short").exists() and not (tmp_path / "one").exists()
+
+
+def test_it_goes_out(base, tmp_path, capsys):
+  shape = dataclasses.replace(SHAPE, attention_scale=1.0, activation="gelu_tanh")
+  run = runs.load(str(base), "init", seq2seq=True)
+  shutil.copytree(base, tmp_path / "t5")
+  runs.save_shape(tmp_path / "t5", dataclasses.replace(shape, vocab_size=run.shape.vocab_size))
+  words = ["--run", str(tmp_path / "t5"), "--out", str(tmp_path / "hf")]
+  assert convert_hf.main(words) == 0, capsys.readouterr().err
+  assert "a t5 of" in capsys.readouterr().out

@@ -80,7 +80,8 @@ def load_adapter(directory: str | os.PathLike[str], model: LanguageModel) -> Par
   """
   folder = pathlib.Path(directory)
   cfg = _settings(read_json(folder / _CONFIG), folder / _CONFIG)
-  file, modules = safetensors.File(folder / _WEIGHTS), _modules(model)
+  file = safetensors.File(folder / _WEIGHTS)
+  modules = _fitting(file, model)
   found: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
   for name in file.tensors:
     end = next((end for end in _PARTS if name.endswith(end)), "")
@@ -156,11 +157,11 @@ def _settings(cfg: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, Any]:
     pattern = cfg.get(name) or {}
     if not isinstance(pattern, dict):
       raise UserError(f"{path}: {name} must be an object")
-    for key in pattern:
+    for key in pattern if name == "alpha_pattern" else ():
       if not _NAME.fullmatch(key):  # An expression of others is not run.
         raise UserError(f'{path}: {name} has "{key}", only names of modules are read')
     numbers += pattern.values()
-  if not all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers):
+  if not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
     raise UserError(f"{path}: r and lora_alpha must be positive numbers, got {numbers}")
   return cfg
 
@@ -173,6 +174,24 @@ def _scale(cfg: Mapping[str, Any], module: str, rank: int) -> float:
       alpha = own
       break
   return alpha / (math.sqrt(rank) if cfg.get("use_rslora") else rank)
+
+
+def _fitting(file: safetensors.File, model: LanguageModel) -> dict[str, _Module]:
+  """Returns the modules of the first architecture of theirs that this model is and the file names.
+
+  A shape may be more than one, such as Falcon's and GPT-NeoX's.
+  """
+  found = None
+  for kind in configs.ARCHITECTURES:
+    try:
+      configs.write(model.cfg, kind)
+    except UserError:
+      continue
+    modules = _modules(model, kind)
+    found = modules if found is None else found
+    if any(name.removeprefix(_PREFIX).startswith(tuple(modules)) for name in file.tensors):
+      return modules
+  return _modules(model) if found is None else found
 
 
 def _modules(model: LanguageModel, kind: str = "") -> dict[str, _Module]:

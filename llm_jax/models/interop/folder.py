@@ -19,6 +19,7 @@ import numpy as np
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
+from llm_jax.models import lora
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.interop import configs, safetensors
 from llm_jax.models.interop.weights import Architecture, Rule, tensors
@@ -26,8 +27,8 @@ from llm_jax.models.language_model import LanguageModel
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
-# (array, name of each axis) -> what stands in the tree for it.
-Put = Callable[[np.ndarray, tuple[str | None, ...]], Any]
+# (path, array, name of each axis) -> what stands in the tree for it.
+Put = Callable[[str, np.ndarray, tuple[str | None, ...]], Any]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -63,7 +64,7 @@ def load(
   solved = configs.canonical(shape)
   wanted = tensors(kind.rules(solved), shape)
   _check_names(folder, wanted, names, kind, shape)
-  tree = _Tree(shape, put or (lambda array, _: np.ascontiguousarray(array)))
+  tree = _Tree(shape, put or (lambda _, array, names: np.ascontiguousarray(array)))
   for name, (rule, layer) in wanted.items():
     file, own = names[name]
     tensor = floats(file, own)
@@ -101,7 +102,8 @@ def save(
     more: further fields of config.json, such as {"eos_token_id": 1}.
 
   Raises:
-    UserError: if the directory exists, or no architecture of theirs is this decoder.
+    UserError: if the directory is not empty, no architecture of theirs is this model, or there are
+      parameters that none of its tensors takes, such as an adapter's.
   """
   shape = model.cfg
   if dtype not in safetensors.WRITTEN:
@@ -110,6 +112,10 @@ def save(
   solved = configs.canonical(shape)
   wanted = tensors(configs.ARCHITECTURES[fields["model_type"]].rules(solved), shape)
   flat = _flat(params)
+  taken = {_place(p, layer, shape.scan) for rule, layer in wanted.values() for p in rule.paths}
+  if left := sorted(set(flat) - taken):
+    hint = "; `lora.merge` puts an adapter into the weights" if left[0].startswith(lora.KEY) else ""
+    raise UserError(f"a {fields['model_type']} has no place for {left[0]}{hint}")
 
   def get(name: str) -> np.ndarray:
     rule, layer = wanted[name]
@@ -136,7 +142,11 @@ def appearing(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   part = folder.with_name(f"{folder.name}.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  yield part
+  try:
+    yield part
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
   if folder.exists():
     folder.rmdir()
   part.replace(folder)
@@ -160,14 +170,14 @@ class _Tree:
     if array.shape != own:
       raise UserError(f"{what} gives {place} as {array.shape}, config.json needs {own}")
     if not stacked:
-      self._done[place] = self._put(array, box.names)
+      self._done[place] = self._put(place, array, box.names)
       return
     whole, seen = self._open.setdefault(place, (np.empty(expected, np.float32), set()))
     whole[layer] = array
     seen.add(layer)
     if len(seen) == self._shape.layers:
       del self._open[place]
-      self._done[place] = self._put(whole, box.names)
+      self._done[place] = self._put(place, whole, box.names)
 
   def whole(self, folder: pathlib.Path) -> Params:
     lost = sorted(set(self._wanted) - set(self._done))
@@ -190,7 +200,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict):
       raise ValueError("no object")
   except OSError as error:
-    raise UserError(f"{path}: {error.strerror}: name a folder with config.json") from error
+    raise UserError(f"{path}: {error.strerror}: name a folder with {path.name}") from error
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path} cannot be read ({error})") from error
   return found

@@ -12,10 +12,10 @@ from llm_jax.errors import UserError, nearest
 class Optimizer:
   """An optimizer and its schedule, in steps."""
 
-  name: str = "adamw"  # adamw | muon
+  name: str = "adamw"  # adamw | muon | lion | adafactor
   lr: float = 1e-3
   adam_lr: float = 0.0  # Muon only: the AdamW part's rate (embeddings, norms, heads); 0: lr.
-  schedule: str = "wsd"  # constant | linear | cosine | wsd
+  schedule: str = "wsd"  # constant | linear | cosine | wsd | inverse_sqrt
   warmup: int = 20
   decay: float = 0.3  # wsd: the last fraction of the steps that decays.
   final: float = 0.0  # The last rate as a fraction of `lr`.
@@ -27,7 +27,10 @@ class Optimizer:
 
   def validate(self) -> None:
     """Raises UserError, in one line that names the field, for what cannot be."""
-    known = {"name": ("adamw", "muon"), "schedule": ("constant", "linear", "cosine", "wsd")}
+    known = {
+      "name": ("adamw", "muon", "lion", "adafactor"),
+      "schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt"),
+    }
     for name, values in known.items():
       value = getattr(self, name)
       if value not in values:

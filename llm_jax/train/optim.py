@@ -13,12 +13,17 @@ from llm_jax import config
 from llm_jax.errors import UserError, nearest
 from llm_jax.types import Params
 
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
-OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "linear", "cosine", "wsd", "inverse_sqrt")
+OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
 
 
 def make(cfg: config.Optimizer, steps: int) -> optax.GradientTransformation:
-  """Returns the optimizer: clip by global norm, then AdamW or Muon, with decoupled weight decay.
+  """Returns the optimizer: clip by global norm, then the named one, with decoupled weight decay.
+
+  Lion (Chen et al. 2023, arXiv:2302.06675) has one moment and moves by signs: its rate is about a
+  tenth of AdamW's. Adafactor (Shazeer & Stern 2018, arXiv:1804.04235) keeps a matrix' second moment
+  as a row and a column, where both have 128 entries, and no first; its rate is a fraction of a
+  parameter's root mean square (algorithm 5), 1e-2 for one.
 
   Muon (Jordan et al. 2024; scaled to AdamW's root mean square as in Liu et al. 2025,
   arXiv:2502.16982, section 2.2) takes the hidden matrices; embeddings, heads, norms and biases
@@ -47,6 +52,16 @@ def make(cfg: config.Optimizer, steps: int) -> optax.GradientTransformation:
       muon_weight_dimension_numbers=muon_dimensions,
       consistent_rms=0.2,
     )
+  elif cfg.name == "lion":
+    core = optax.lion(rate, cfg.beta1, cfg.beta2, weight_decay=cfg.weight_decay, mask=matrices)
+  elif cfg.name == "adafactor":
+    core = optax.chain(
+      optax.scale_by_factored_rms(),
+      optax.clip_by_block_rms(1.0),
+      optax.scale_by_param_block_rms(),
+      optax.add_decayed_weights(cfg.weight_decay, matrices),
+      optax.scale_by_learning_rate(rate),
+    )
   else:
     raise UserError(f'config.optimizer.name="{cfg.name}" is unknown{nearest(cfg.name, OPTIMIZERS)}')
   if cfg.clip < 0:
@@ -60,6 +75,8 @@ def schedule(cfg: config.Optimizer, steps: int, peak: float | None = None) -> op
     constant: the peak. linear, cosine: down to final * peak at `steps`.
     wsd: the peak, then linear over the last `decay` of the steps (Hu et al. 2024,
     arXiv:2404.06395, warmup-stable-decay).
+    inverse_sqrt: the peak times sqrt(warmup / step), for runs of no fixed length (Vaswani et al.
+    2017, arXiv:1706.03762, eq. 3).
 
   Step 0 uses peak / warmup, so that no update is wasted; the last update is step `steps - 1`.
 
@@ -112,6 +129,8 @@ def _rate(cfg: config.Optimizer, steps: int, peak: float, step: jax.Array | int)
   xp = jnp if isinstance(step, jax.Array) else np  # The host's logs need no compiler.
   step = xp.asarray(step, np.float32)
   warm = xp.minimum(1.0, (step + 1) / max(cfg.warmup, 1))
+  if cfg.schedule == "inverse_sqrt":
+    return peak * warm * xp.sqrt(max(cfg.warmup, 1) / xp.maximum(step + 1, max(cfg.warmup, 1)))
   length = cfg.decay * steps if cfg.schedule == "wsd" else max(steps - cfg.warmup, 1)
   done = xp.clip((step - (steps - length)) / max(length, 1e-8), 0.0, 1.0)
   if cfg.schedule == "constant":

@@ -1,5 +1,7 @@
 """Optimizers and schedules: closed forms, who is decayed, what Muon does to whom."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,8 @@ def test_schedules_have_their_closed_forms():
   np.testing.assert_allclose(rates(4, schedule="cosine", warmup=0), half, atol=1e-7)
   wsd = rates(10, schedule="wsd", warmup=2, decay=0.4, final=0.2)
   np.testing.assert_allclose(wsd, [0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+  inverse = rates(15, schedule="inverse_sqrt", warmup=4)
+  np.testing.assert_allclose(inverse[[0, 3, 15]], [0.25, 1, 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", optim.SCHEDULES)
@@ -66,6 +70,38 @@ def test_weight_decay_takes_matrices_only():
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
   for path, x in flat(updates).items():
     np.testing.assert_allclose(x, -0.1 if path in decayed else 0.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor"])
+def test_weight_decay_is_decoupled_in_the_others_too(name):
+  cfg = Optimizer(name=name, weight_decay=0.1, lr=0.5, schedule="constant", warmup=0, clip=0)
+  tx, plain = optim.make(cfg, 10), optim.make(dataclasses.replace(cfg, weight_decay=0.0), 10)
+  grads = gradients()
+  decayed, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  bare, _ = plain.update(grads, plain.init(PARAMS), PARAMS)
+  for path, x in flat(jax.tree.map(lambda a, b: a - b, decayed, bare)).items():
+    matrix = path in HIDDEN | {"embedding", "position_embedding", "lm_head"}
+    np.testing.assert_allclose(x, -0.05 if matrix else 0.0, atol=1e-6)
+
+
+def test_lion_moves_by_signs():
+  tx = optim.make(Optimizer(name="lion", lr=0.01, schedule="constant", warmup=0), 10)
+  grads = gradients()
+  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  jax.tree.map(
+    lambda u, g: np.testing.assert_allclose(u, -0.01 * np.sign(g), rtol=1e-5), updates, grads
+  )
+
+
+def test_adafactor_keeps_a_row_and_a_column_of_a_matrix():
+  params = {"kernel": jnp.full((256, 384), 2.0)}
+  tx = optim.make(Optimizer(name="adafactor", lr=0.1, schedule="constant", warmup=0, clip=0), 10)
+  state = tx.init(params)
+  assert sum(x.size for x in jax.tree.leaves(state)) < 2 * (256 + 384)
+  grads = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(256, 384)), jnp.float32)}
+  updates, _ = tx.update(grads, state, params)
+  # At most the rate times the parameter's root mean square, that is .2.
+  assert float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2))) == pytest.approx(0.2, rel=0.05)
 
 
 def test_adamw_is_optax_adamw_after_the_clip():

@@ -20,7 +20,9 @@ LORA = config.Lora(rank=2, alpha=4.0)
 FAST = config.Optimizer(lr=3e-2, warmup=1)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["lora", "dora"])
+@pytest.fixture(
+  scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["lora", "dora"]
+)
 def run(request, prepared, root, tmp_path_factory):
   path = tmp_path_factory.mktemp("adapted")
   own = config.Lora(**(vars(LORA) | {"dora": request.param}))

@@ -58,13 +58,11 @@ def test_span_corruption_learns(base, prepared):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(base, prepared, tmp_path):
+  shutil.copytree(base, tmp_path / "pretrain")
+  shutil.rmtree(tmp_path / "pretrain/checkpoints/30")
   cfg = tiny(config.Pretrain, prepared, model=SHAPE, steps=30, length=48, optimizer=FAST)
-  one = pretrain.run(cfg, tmp_path / "whole")
-  for name in sorted((tmp_path / "whole/checkpoints").iterdir())[1:]:
-    name.rename(name.with_name(f"{name.name}.away"))
-  two = pretrain.run(cfg, tmp_path / "whole")
-  jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
-  jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(base), one.params)
+  state = pretrain.run(cfg, tmp_path / "pretrain")
+  jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(base), state.params)
 
 
 def test_sft_answers_what_it_was_taught(answering, prepared):
@@ -102,7 +100,7 @@ def test_what_is_drawn_has_the_log_probs_that_a_learner_recomputes(answering, pr
   np.testing.assert_allclose(got, wanted, atol=2e-4)
 
 
-def test_every_placement_is_one_device(base, prepared):
+def test_a_mesh_is_one_device(base, prepared):
   run, coder = runs.load(str(base), "init", seq2seq=True), runs.tokenizer(str(prepared))
   cfg = tiny(config.Sft, prepared, init=str(base), batch=16, length=24, input_length=40)
   pairs = [seq2seq.pair(coder, q.prompt, q.answer, 40, 24) for q in asked("train")[:16]]
@@ -112,7 +110,6 @@ def test_every_placement_is_one_device(base, prepared):
   for name, mesh in (
     ("one", config.Mesh(data=1)),
     ("mesh", config.Mesh(data=2, fsdp=2, tensor=2)),
-    ("pmap", config.Mesh(kind="pmap")),
   ):
     place = stage.parallel.make(mesh)
     tx = stage.training.optim.make(dataclasses.replace(cfg.optimizer, name="adamw"), 4)
@@ -123,9 +120,8 @@ def test_every_placement_is_one_device(base, prepared):
     )
     _, metrics = step(state, place.batch(batch))
     found[name] = {key: float(mean.value) for key, mean in place.fetch(metrics).items()}
-  for name in ("mesh", "pmap"):
-    for key, value in found["one"].items():
-      np.testing.assert_allclose(found[name][key], value, rtol=2e-4)
+  for key, value in found["one"].items():
+    np.testing.assert_allclose(found["mesh"][key], value, rtol=2e-4)
 
 
 def test_an_adapter_on_it(base, prepared, tmp_path):

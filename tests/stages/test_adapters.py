@@ -50,6 +50,7 @@ def test_a_later_stage_sees_the_sum(run, root):
   assert moved["embedding"] == 0 and moved["blocks_0"]["attention"]["q"]["kernel"] > 1e-3
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_end(run, tmp_path):
   cfg, path = run
   train = sft.training.train
@@ -92,6 +93,7 @@ def test_training_begins_at_the_loaded_model(run, root, tmp_path):
   np.testing.assert_allclose(*first, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_that_has_changed_under_its_adapter_is_refused(run, root, tmp_path):
   base, work = tmp_path / "base", tmp_path / "sft"
   shutil.copytree(root / "pretrain", base)
@@ -109,6 +111,7 @@ def test_a_model_that_has_changed_under_its_adapter_is_refused(run, root, tmp_pa
     runs.with_adapter(str(root / "sft"))
 
 
+@pytest.mark.slow
 def test_targets_are_checked_before_anything_is_written(prepared, root, tmp_path):
   shape = dataclasses.replace(SHAPE, mlp="plain")
   pretrain.run(tiny(config.Pretrain, prepared, model=shape, steps=1), tmp_path / "plain")

@@ -50,6 +50,7 @@ def test_there_and_back_is_the_same_model(prepared, base, tmp_path, capsys):
   )
 
 
+@pytest.mark.slow
 def test_weights_of_a_folder_go_straight_to_their_shards(base, tmp_path):
   run = runs.load(str(base), "init")
   interop.save(tmp_path / "hf", run.model, run.params)

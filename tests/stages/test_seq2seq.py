@@ -57,6 +57,7 @@ def test_span_corruption_learns(base, prepared):
   assert shape.vocab_size == runs.tokenizer(str(prepared)).vocab_size + seq2seq.SENTINELS
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_end(base, prepared, tmp_path):
   shutil.copytree(base, tmp_path / "pretrain")
   shutil.rmtree(tmp_path / "pretrain/checkpoints/30")
@@ -65,6 +66,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(base, prepared, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(base), state.params)
 
 
+@pytest.mark.slow
 def test_sft_answers_what_it_was_taught(answering, prepared):
   run, coder = runs.load(str(answering), "init", seq2seq=True), runs.tokenizer(str(prepared))
   right = 0
@@ -80,6 +82,7 @@ def test_sft_answers_what_it_was_taught(answering, prepared):
   assert right >= 6
 
 
+@pytest.mark.slow
 def test_what_is_drawn_has_the_log_probs_that_a_learner_recomputes(answering, prepared):
   run, coder = runs.load(str(answering), "init", seq2seq=True), runs.tokenizer(str(prepared))
   pairs = [seq2seq.pair(coder, q.prompt, "", 48, 32)[0] for q in asked("train")[:3]]
@@ -100,6 +103,7 @@ def test_what_is_drawn_has_the_log_probs_that_a_learner_recomputes(answering, pr
   np.testing.assert_allclose(got, wanted, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_mesh_is_one_device(base, prepared):
   run, coder = runs.load(str(base), "init", seq2seq=True), runs.tokenizer(str(prepared))
   cfg = tiny(config.Sft, prepared, init=str(base), batch=16, length=24, input_length=40)
@@ -124,6 +128,7 @@ def test_a_mesh_is_one_device(base, prepared):
     np.testing.assert_allclose(found["mesh"][key], value, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_it(base, prepared, tmp_path):
   cfg = tiny(config.Sft, prepared, init=str(base), lora=config.Lora(rank=2), optimizer=FAST)
   sft.run(cfg, tmp_path / "lora")

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from llm_jax import config
 from llm_jax.errors import UserError
-from llm_jax.models import layers
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Cache, Context
 from llm_jax.models.language_model import LanguageModel
@@ -50,19 +49,13 @@ class EncoderDecoder(LanguageModel):
 
   def setup(self) -> None:
     """Declares the parameters that are not a block's."""
-    cfg = self.cfg
-
-    def table(name: str, rows: int, columns: int, axes: tuple[str, str]) -> jax.Array:
-      init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
-      return self.param(name, init, (rows, columns), jnp.float32)
-
+    cfg, table = self.cfg, self.make_table
     self.embedding = table("embedding", cfg.vocab_size, cfg.dim, ("vocab", "embed"))
     axes = ("positions", "heads")
     self.encoder_relative = table("encoder_relative", cfg.relative_buckets, cfg.heads, axes)
     self.relative_embedding = table("relative_embedding", cfg.relative_buckets, cfg.heads, axes)
     if not cfg.tied:
-      kernel = nn.with_logical_partitioning(layers.kernel_init(), ("embed", "vocab"))
-      self.lm_head = self.param("lm_head", kernel, (cfg.dim, cfg.vocab_size), jnp.float32)
+      self.lm_head = self.make_head()
     block = rematted(cfg.remat)
     self.encoder = [block(cfg, causal=False) for _ in range(cfg.encoder_layers)]
     self.encoder_norm = make_norm(cfg)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import config
-from llm_jax.models import lora
+from llm_jax.models import layers, lora
 from llm_jax.models.attention import Cache
 from llm_jax.types import Params
 
@@ -33,6 +33,18 @@ class LanguageModel(nn.Module):
     """
     tree = variables["params"] if "params" in variables else variables
     return super().apply(lora.variables(tree), *args, **kwargs)
+
+  @nn.nowrap
+  def make_table(self, name: str, rows: int, columns: int, axes: tuple[str, str]) -> jax.Array:
+    """Declares a table [rows, columns] float32 of N(0, .02^2), in `setup`."""
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+    return self.param(name, init, (rows, columns), jnp.float32)
+
+  @nn.nowrap
+  def make_head(self) -> jax.Array:
+    """Declares the output matrix [D, V] float32 of a model that is not tied, in `setup`."""
+    init = nn.with_logical_partitioning(layers.kernel_init(), ("embed", "vocab"))
+    return self.param("lm_head", init, (self.cfg.dim, self.cfg.vocab_size), jnp.float32)
 
   @nn.nowrap
   def head(self, params: Params) -> jax.Array:

@@ -137,12 +137,7 @@ class Transformer(LanguageModel):
 
   def setup(self) -> None:
     """Declares the parameters that are not a block's."""
-    cfg = self.cfg
-
-    def table(name: str, rows: int, columns: int, axes: tuple[str, str]) -> jax.Array:
-      init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
-      return self.param(name, init, (rows, columns), jnp.float32)
-
+    cfg, table = self.cfg, self.make_table
     self.embedding = table("embedding", cfg.vocab_size, cfg.dim, ("vocab", "embed"))
     if cfg.position == "learned":
       axes = ("positions", "embed")
@@ -151,8 +146,7 @@ class Transformer(LanguageModel):
       axes = ("positions", "heads")
       self.relative_embedding = table("relative_embedding", cfg.relative_buckets, cfg.heads, axes)
     if not cfg.tied:
-      kernel = nn.with_logical_partitioning(layers.kernel_init(), ("embed", "vocab"))
-      self.lm_head = self.param("lm_head", kernel, (cfg.dim, cfg.vocab_size), jnp.float32)
+      self.lm_head = self.make_head()
     self.blocks = self._make_blocks()
     self.final_norm = make_norm(cfg)
     self.embedding_dropout = nn.Dropout(cfg.dropout)

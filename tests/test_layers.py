@@ -21,7 +21,10 @@ THIRD_PARTY = {
   "models": ARRAYS, "losses": ARRAYS, "generate": ARRAYS,
   "train": ARRAYS | {"absl", "tqdm", "tensorboardX"}, "scaling": {"numpy"},
 }  # fmt: skip
-GROUND = {"types": {"jax", "flax", "numpy"}}  # The other files of floor 0: standard library only.
+GROUND = {
+  "types": {"jax", "flax", "numpy"},
+  "sharding": {"jax", "flax"},
+}  # The other files of floor 0: standard library only.
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 DATA_PACKAGES = (

@@ -12,7 +12,7 @@ from llm_jax.errors import UserError, nearest
 class Optimizer:
   """An optimizer and its schedule, in steps."""
 
-  name: str = "adamw"  # adamw | muon | lion | adafactor
+  name: str = "adamw"  # adamw | muon | lion | adafactor | schedule_free
   lr: float = 1e-3
   adam_lr: float = 0.0  # Muon only: the AdamW part's rate (embeddings, norms, heads); 0: lr.
   schedule: str = "wsd"  # constant | linear | cosine | wsd | inverse_sqrt
@@ -24,17 +24,33 @@ class Optimizer:
   eps: float = 1e-8
   weight_decay: float = 0.0  # On matrices only.
   clip: float = 1.0  # Global gradient norm; 0: none.
+  skip_sigma: float = 0.0  # Skips updates whose loss or norm is an outlier: 6.0 is usual; 0: none.
+  skip_limit: int = 0  # So many in a row may be skipped as not finite; at 0 the first ends the run.
 
   def validate(self) -> None:
     """Raises UserError, in one line that names the field, for what cannot be."""
     known = {
-      "name": ("adamw", "muon", "lion", "adafactor"),
+      "name": ("adamw", "muon", "lion", "adafactor", "schedule_free"),
       "schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt"),
     }
     for name, values in known.items():
       value = getattr(self, name)
       if value not in values:
         raise UserError(f'config.{name}="{value}" is unknown{nearest(value, values)}')
+    for name in ("clip", "skip_sigma", "skip_limit"):
+      if not getattr(self, name) >= 0:
+        raise UserError(f"config.{name} must not be negative (0: none), got {getattr(self, name)}")
+    if self.name == "schedule_free":
+      if self.schedule != "constant":
+        raise UserError(
+          "config.name=schedule_free averages instead of decaying the rate: set "
+          f"config.schedule=constant, not {self.schedule}"
+        )
+      if not 0 < self.beta1 <= 1:
+        raise UserError(
+          "config.beta1 of config.name=schedule_free is the average's part of the point where "
+          f"gradients are taken: it must be in (0, 1], got {self.beta1}"
+        )
 
 
 @dataclasses.dataclass
@@ -43,8 +59,10 @@ class Mesh:
 
   kind: str = "mesh"  # mesh | pmap
   data: int = -1  # -1: all devices that the other axes leave.
-  fsdp: int = 1
-  tensor: int = 1
+  fsdp: int = 1  # Parameters, gradients and moments are split over it, and rows.
+  sequence: int = 1  # Rows are cut along time over it: for long ones (context parallelism).
+  tensor: int = 1  # Heads, MLPs and the vocabulary are split over it.
+  zero: bool = False  # The optimizer's state is split over `data` too; parameters are not.
 
 
 @dataclasses.dataclass

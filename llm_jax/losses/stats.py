@@ -1,6 +1,10 @@
 """The only place where the vocabulary axis exists: hidden states to per-token statistics.
 
-Shape letters: B batch, T time, D model width, V vocabulary, N chunks, R time steps of a chunk.
+Over a mesh every device takes its own tokens and its own part of the vocabulary; parts are added up
+once, behind the loop over chunks.
+
+Shape letters: B batch, T time, D model width, V vocabulary, N chunks, R time steps of a chunk; in
+the functions named `_local`, of one device.
 """
 
 import functools
@@ -10,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+
+from llm_jax import sharding
 
 
 class TokenStats(NamedTuple):
@@ -42,8 +48,9 @@ def token_stats(
   logits again. All three fields are differentiable; one that the caller does not use costs
   nothing under `jax.jit` (its forward code is dead, its backward code is never traced). Products
   run in `hidden`'s dtype (as in every other layer, a float32 head is cast) and accumulate in
-  float32; so does the head's gradient over chunks. Rows keep their place: chunks are taken along
-  time, so that a batch sharded over devices does not move.
+  float32; so does the head's gradient over chunks. Over a mesh (logical axes "batch", "length",
+  "embed" and "vocab") neither tokens nor the vocabulary move: what is gathered is the head's D,
+  once, and what is added up are three numbers a token and the gradients, once.
 
   With a mask, each row's counted tokens come first and the chunks behind the longest row's last one
   are never computed: where only answers count (SFT, DPO, PPO) most of this work goes.
@@ -55,7 +62,7 @@ def token_stats(
     mask: [B, T], 0 at the tokens that do not count, whose fields are then 0; None: all count.
     temperature: divides the logits, > 0.
     cap: logits become cap tanh(logit / cap) before that (Gemma 2, arXiv:2408.00118); 0: they stay.
-    chunk: tokens whose logits exist at once, over all devices of a mesh: raise it with them.
+    chunk: tokens whose logits exist at once on a device.
 
   Returns:
     TokenStats of [B, T] float32 arrays.
@@ -64,25 +71,8 @@ def token_stats(
     ValueError: if the shapes do not fit, or `temperature` or `chunk` is not positive.
   """
   _check(hidden, head, targets, mask, temperature, chunk)
-  shape = targets.shape
-  if shape[0] > chunk:  # Not even one token of each row fits: cut the flat sequence.
-    hidden, targets, mask = (
-      None if x is None else x.reshape(1, -1, *x.shape[2:]) for x in (hidden, targets, mask)
-    )
-  length = targets.shape[1]
-  chunks = -(-length // (chunk // targets.shape[0]))
-  targets, used, order_BT = targets.astype(jnp.int32), jnp.int32(chunks), None
-  if mask is not None:
-    order_BT = jnp.argsort(mask <= 0, axis=1, stable=True)
-    hidden, targets = _take(hidden, order_BT), _take(targets, order_BT)
-    longest = jnp.max(jnp.sum(mask > 0, axis=1, dtype=jnp.int32), initial=0)
-    used = -(-longest // -(-length // chunks))
-  split = (_split(hidden, chunks), head, _split(targets, chunks), used)
-  fields = [_join(x, length) for x in _stats(*split, float(temperature), float(cap))]
-  if mask is not None:
-    back_BT = jnp.argsort(order_BT, axis=1)
-    fields = [jnp.where(mask > 0, _take(x, back_BT), 0.0) for x in fields]
-  return TokenStats(*(x.reshape(shape) for x in fields))
+  setting = _Setting(float(temperature), float(cap), chunk)
+  return _stats(hidden, head, targets.astype(jnp.int32), mask, setting)
 
 
 def most_likely(hidden: jax.Array, head: jax.Array, *, chunk: int = 512) -> jax.Array:
@@ -114,6 +104,175 @@ def _check(hidden, head, targets, mask, temperature, chunk) -> None:
     raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
 
 
+class _Setting(NamedTuple):
+  """The numbers of a call that are part of the program."""
+
+  temperature: float
+  cap: float
+  chunk: int
+
+
+_TOKENS = ("batch", "length")
+_STATES = (*_TOKENS, None)
+_HEAD = ("embed", "vocab")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _stats(hidden_BTD, head_DV, targets_BT, mask_BT, setting) -> TokenStats:
+  arrays = (hidden_BTD, head_DV, targets_BT, mask_BT)
+  local = functools.partial(_local_stats, setting)
+  return sharding.spread(local, arrays, _names(mask_BT), TokenStats(*[_TOKENS] * 3))
+
+
+def _forward(hidden, head, targets, mask, setting):
+  given = [x if x is None else x.value for x in (hidden, head, targets, mask)]
+  stats = _stats(*given, setting)
+  return stats, (*given, stats.logsumexp, stats.entropy)
+
+
+def _backward(setting, residuals, cotangents):
+  # A field that the loss does not depend on has no cotangent, and adds no work.
+  slopes = [None if isinstance(g, SymbolicZero) else g for g in cotangents]
+  names = (*_names(residuals[3]), *[_TOKENS] * 2, *(g if g is None else _TOKENS for g in slopes))
+  local = functools.partial(_local_grads, setting)
+  grads = sharding.spread(local, (*residuals, *slopes), names, [_STATES, _HEAD])
+  return *grads, None, None
+
+
+_stats.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _names(mask_BT: jax.Array | None) -> tuple:
+  return _STATES, _HEAD, _TOKENS, None if mask_BT is None else _TOKENS
+
+
+def _local_stats(setting, split, hidden_BTD, head_DV, targets_BT, mask_BT) -> TokenStats:
+  weight_DV, first = _own_head(head_DV, hidden_BTD.dtype, split)
+  order = _Order.of(targets_BT.shape, mask_BT, setting.chunk)
+  targets_NBR = order.split(targets_BT - first)
+
+  def body(_, xs):
+    hidden_BRD, targets_BR = xs
+    logits_BRV = _logits(hidden_BRD, weight_DV, setting.temperature, setting.cap)
+    max_BR = jnp.max(logits_BRV, axis=-1)
+    shifted_BRV = logits_BRV - max_BR[..., None]
+    exp_BRV = jnp.exp(shifted_BRV)
+    picked_BR = jnp.sum(jnp.where(_is_target(logits_BRV, targets_BR), shifted_BRV, 0.0), axis=-1)
+    return (), (max_BR, jnp.sum(exp_BRV, -1), picked_BR, jnp.sum(exp_BRV * shifted_BRV, axis=-1))
+
+  parts = _each(order.used, body, (), (order.split(hidden_BTD), targets_NBR))[1]
+  if split("vocab"):
+    own = (targets_NBR >= 0) & (targets_NBR < weight_DV.shape[1])
+    parts = _whole_vocabulary(*parts, own, split("vocab"))
+  max_NBR, sum_NBR, picked_NBR, product_NBR = parts
+  logsum_NBR = jnp.log(sum_NBR)
+  entropy_NBR = logsum_NBR - product_NBR / sum_NBR
+  stats = TokenStats(picked_NBR - logsum_NBR, max_NBR + logsum_NBR, entropy_NBR)
+  stats = jax.tree.map(order.join, stats)
+  return stats if mask_BT is None else jax.tree.map(lambda x: jnp.where(mask_BT > 0, x, 0.0), stats)
+
+
+def _whole_vocabulary(max_NBR, sum_NBR, picked_NBR, product_NBR, own_NBR, axes) -> tuple:
+  """The sums over this device's part of the vocabulary as those over all of it."""
+  top_NBR = jax.lax.pmax(max_NBR, axes)
+  lower_NBR = max_NBR - top_NBR
+  scale_NBR = jnp.exp(lower_NBR)
+  sums = (
+    scale_NBR * sum_NBR,
+    jnp.where(own_NBR, picked_NBR + lower_NBR, 0.0),
+    scale_NBR * (product_NBR + lower_NBR * sum_NBR),
+  )
+  return top_NBR, *jax.lax.psum(sums, axes)
+
+
+def _local_grads(
+  setting, split, hidden_BTD, head_DV, targets_BT, mask_BT, logsumexp_BT, entropy_BT, *slopes
+) -> list[jax.Array]:
+  dtype, temperature, cap = hidden_BTD.dtype, setting.temperature, setting.cap
+  weight_DV, first = _own_head(head_DV, dtype, split)
+  order = _Order.of(targets_BT.shape, mask_BT, setting.chunk)
+
+  def body(grad_DV, xs):
+    hidden_BRD, targets_BR, logsumexp_BR, entropy_BR, (logps_g, logsumexp_g, entropy_g) = xs
+    logits_BRV = _logits(hidden_BRD, weight_DV, temperature, cap)
+    logp_BRV = logits_BRV - logsumexp_BR[..., None]
+    slope_BRV = 0.0  # d loss / d logits = p * slope, plus the target's own term.
+    if logps_g is not None:
+      slope_BRV -= logps_g[..., None]
+    if logsumexp_g is not None:
+      slope_BRV += logsumexp_g[..., None]
+    if entropy_g is not None:
+      slope_BRV -= entropy_g[..., None] * (logp_BRV + entropy_BR[..., None])
+    g_BRV = jnp.exp(logp_BRV) * slope_BRV
+    if logps_g is not None:
+      g_BRV += jnp.where(_is_target(logits_BRV, targets_BR), logps_g[..., None], 0.0)
+    if cap:  # The slope of tanh, from its value.
+      g_BRV *= 1.0 - jnp.square(logits_BRV * (temperature / cap))
+    g_BRV = (g_BRV / temperature).astype(dtype)
+    f32 = {"preferred_element_type": jnp.float32}
+    grad_BRD = jnp.einsum("brv,dv->brd", g_BRV, weight_DV, **f32)
+    grad_DV += jnp.einsum("brd,brv->dv", hidden_BRD, g_BRV, **f32)
+    return grad_DV, grad_BRD.astype(dtype)
+
+  zeros_DV = jnp.zeros(weight_DV.shape, jnp.float32)
+  slopes = [g if g is None or mask_BT is None else jnp.where(mask_BT > 0, g, 0.0) for g in slopes]
+  xs = jax.tree.map(order.split, (hidden_BTD, targets_BT - first, logsumexp_BT, entropy_BT, slopes))
+  grad_DV, grad_NBRD = _each(order.used, body, zeros_DV, xs)
+  grad_BTD = sharding.add(order.join(grad_NBRD), split("vocab"))
+  over = (*split("batch"), *split("length"))
+  grad_DV = sharding.add(grad_DV, over, keep=split("embed"), axis=0)
+  return [grad_BTD, grad_DV.astype(head_DV.dtype)]
+
+
+def _own_head(head_DV: jax.Array, dtype: Any, split: Callable) -> tuple[jax.Array, jax.Array | int]:
+  """This device's part of the vocabulary, of the whole width, and its first id."""
+  weight_DV = sharding.gather(head_DV.astype(dtype), split("embed"), axis=0)
+  return weight_DV, sharding.offset(head_DV.shape[1], split("vocab"))
+
+
+class _Order(NamedTuple):
+  """How tokens are cut into chunks: along time, a row's counted ones first.
+
+  Attributes:
+    shape: (B, T) of the arrays.
+    cut: (B, T) that are cut along T: (1, B T) where one token of every row is more than a chunk.
+    chunks: N.
+    used: chunks with a counted token.
+    order_BT: the place of each token that is computed, in its row; None: they stay.
+    back_BT: the inverse.
+  """
+
+  shape: tuple[int, int]
+  cut: tuple[int, int]
+  chunks: int
+  used: jax.Array | int
+  order_BT: jax.Array | None = None
+  back_BT: jax.Array | None = None
+
+  @classmethod
+  def of(cls, shape: tuple[int, int], mask_BT: jax.Array | None, chunk: int) -> "_Order":
+    cut = (1, shape[0] * shape[1]) if shape[0] > chunk else shape
+    chunks = -(-cut[1] // (chunk // cut[0]))
+    if mask_BT is None:
+      return cls(shape, cut, chunks, chunks)
+    counted_BT = mask_BT.reshape(cut) > 0
+    order_BT = jnp.argsort(~counted_BT, axis=1, stable=True)
+    longest = jnp.max(jnp.sum(counted_BT, axis=1, dtype=jnp.int32), initial=0)
+    used = -(-longest // -(-cut[1] // chunks))
+    return cls(shape, cut, chunks, used, order_BT, jnp.argsort(order_BT, axis=1))
+
+  def split(self, x_BT: jax.Array) -> jax.Array:
+    """[B, T, ...] -> [N, B, R, ...]."""
+    x_BT = x_BT.reshape(*self.cut, *x_BT.shape[2:])
+    return _split(x_BT if self.order_BT is None else _take(x_BT, self.order_BT), self.chunks)
+
+  def join(self, x_NBR: jax.Array) -> jax.Array:
+    """The inverse of `split`."""
+    x_BT = _join(x_NBR, self.cut[1])
+    x_BT = x_BT if self.back_BT is None else _take(x_BT, self.back_BT)
+    return x_BT.reshape(*self.shape, *x_BT.shape[2:])
+
+
 def _take(x_BT: jax.Array, order_BT: jax.Array) -> jax.Array:
   """x[b, order[b, t], ...]."""
   index = order_BT.reshape(*order_BT.shape, *(1,) * (x_BT.ndim - 2))
@@ -128,12 +287,12 @@ def _split(x_BT: jax.Array, chunks: int) -> jax.Array:
 
 
 def _join(x_NBR: jax.Array, length: int) -> jax.Array:
-  """[N, B, R] -> [B, T], the inverse of `_split`."""
+  """[N, B, R, ...] -> [B, T, ...], the inverse of `_split`."""
   x_BNR = jnp.moveaxis(x_NBR, 0, 1)
-  return x_BNR.reshape(x_BNR.shape[0], -1)[:, :length]
+  return x_BNR.reshape(x_BNR.shape[0], -1, *x_BNR.shape[3:])[:, :length]
 
 
-def _each(used: jax.Array, body: Callable, start: Any, xs: Any) -> Any:
+def _each(used: jax.Array | int, body: Callable, start: Any, xs: Any) -> Any:
   """`jax.lax.scan` over the first `used` elements of `xs`; the outputs of the others are 0."""
   first = jax.tree.map(lambda x: x[0], xs)
   size = jax.tree.leaves(xs)[0].shape[0]
@@ -157,66 +316,3 @@ def _is_target(logits_BRV: jax.Array, targets_BR: jax.Array) -> jax.Array:
   # A comparison fuses into its consumer and needs no gather across a sharded vocabulary.
   ids_BRV = jax.lax.broadcasted_iota(jnp.int32, logits_BRV.shape, 2)
   return ids_BRV == targets_BR[..., None]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _stats(hidden_NBRD, head_DV, targets_NBR, used, temperature, cap):
-  head_DV = head_DV.astype(hidden_NBRD.dtype)
-
-  def body(_, xs):
-    hidden_BRD, targets_BR = xs
-    logits_BRV = _logits(hidden_BRD, head_DV, temperature, cap)
-    max_BR = jnp.max(logits_BRV, axis=-1)
-    shifted_BRV = logits_BRV - max_BR[..., None]
-    exp_BRV = jnp.exp(shifted_BRV)
-    sum_BR = jnp.sum(exp_BRV, axis=-1)
-    logsum_BR = jnp.log(sum_BR)
-    picked_BR = jnp.sum(jnp.where(_is_target(logits_BRV, targets_BR), shifted_BRV, 0.0), axis=-1)
-    entropy_BR = logsum_BR - jnp.sum(exp_BRV * shifted_BRV, axis=-1) / sum_BR
-    return (), TokenStats(picked_BR - logsum_BR, max_BR + logsum_BR, entropy_BR)
-
-  return _each(used, body, (), (hidden_NBRD, targets_NBR))[1]
-
-
-def _forward(hidden, head, targets, used, temperature, cap):
-  hidden, head, targets, used = hidden.value, head.value, targets.value, used.value
-  stats = _stats(hidden, head, targets, used, temperature, cap)
-  return stats, (hidden, head, targets, used, stats.logsumexp, stats.entropy)
-
-
-def _backward(temperature, cap, residuals, cotangents):
-  hidden_NBRD, head_DV, targets_NBR, used, logsumexp_NBR, entropy_NBR = residuals
-  dtype = hidden_NBRD.dtype
-  weight = head_DV.astype(dtype)
-  # A field that the loss does not depend on has no cotangent, and adds no work below.
-  slopes = TokenStats(*(None if isinstance(g, SymbolicZero) else g for g in cotangents))
-
-  def body(grad_DV, xs):
-    hidden_BRD, targets_BR, logsumexp_BR, entropy_BR, (logps_g, logsumexp_g, entropy_g) = xs
-    logits_BRV = _logits(hidden_BRD, weight, temperature, cap)
-    logp_BRV = logits_BRV - logsumexp_BR[..., None]
-    slope_BRV = 0.0  # d loss / d logits = p * slope, plus the target's own term.
-    if logps_g is not None:
-      slope_BRV -= logps_g[..., None]
-    if logsumexp_g is not None:
-      slope_BRV += logsumexp_g[..., None]
-    if entropy_g is not None:
-      slope_BRV -= entropy_g[..., None] * (logp_BRV + entropy_BR[..., None])
-    g_BRV = jnp.exp(logp_BRV) * slope_BRV
-    if logps_g is not None:
-      g_BRV += jnp.where(_is_target(logits_BRV, targets_BR), logps_g[..., None], 0.0)
-    if cap:  # The slope of tanh, from its value.
-      g_BRV *= 1.0 - jnp.square(logits_BRV * (temperature / cap))
-    g_BRV = (g_BRV / temperature).astype(dtype)
-    f32 = {"preferred_element_type": jnp.float32}
-    grad_BRD = jnp.einsum("brv,dv->brd", g_BRV, weight, **f32)
-    grad_DV += jnp.einsum("brd,brv->dv", hidden_BRD, g_BRV, **f32)
-    return grad_DV, grad_BRD.astype(dtype)
-
-  xs = (hidden_NBRD, targets_NBR, logsumexp_NBR, entropy_NBR, slopes)
-  zeros_DV = jnp.zeros(head_DV.shape, jnp.float32)
-  grad_DV, grad_NBRD = _each(used, body, zeros_DV, xs)
-  return grad_NBRD, grad_DV.astype(head_DV.dtype), None, None
-
-
-_stats.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import config
+from llm_jax import config, sharding
 from llm_jax.errors import UserError
+from llm_jax.models import backends, layers
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Cache, Context
 from llm_jax.models.language_model import LanguageModel
@@ -91,7 +92,7 @@ class EncoderDecoder(LanguageModel):
     """[B, S] ids -> [B, S, D] of the compute dtype."""
     slots_BS = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     bias = self._bias(self.encoder_relative, slots_BS, slots_BS, both_ways=True)
-    context = Context(None, None, bias, segments, segments, 0)
+    context = Context(None, None, bias, segments, None, None)
     x_BSD = self._embed(inputs)
     for block in self.encoder:
       x_BSD, _ = block(x_BSD, context, None, NO_WINDOW)
@@ -128,8 +129,9 @@ class EncoderDecoder(LanguageModel):
     if segments is not None and memory_segments is None:
       memory_segments = jnp.ones(memory.shape[:2], jnp.int32)
     bias = self._bias(self.relative_embedding, positions, key_positions, cached=cache is not None)
-    context = Context(None, None, bias, segments, key_segments, start)
-    seen = Context(None, None, None, segments, memory_segments, 0)
+    own = (None, None) if cache is None else (key_segments, start)
+    context = Context(None, None, bias, segments, *own)
+    seen = Context(None, None, None, segments, memory_segments, None)
     x_BTD, pairs = self._embed(tokens), []
     for i, block in enumerate(self.blocks):
       kv = None if cache is None else (cache.keys[i], cache.values[i])
@@ -150,8 +152,8 @@ class EncoderDecoder(LanguageModel):
     return logits_of(self.cfg, hidden_BTD, head_DV.astype(hidden_BTD.dtype))
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
-    x_BTD = jnp.take(self.embedding, tokens, axis=0).astype(jnp.dtype(self.cfg.dtype))
-    return nn.with_logical_constraint(self._drop(x_BTD), ("batch", "length", "activation"))
+    x_BTD = self._drop(layers.look_up(self.embedding, tokens, self.cfg.dtype))
+    return sharding.constrain(x_BTD, ("batch", "stream", None))
 
   def _drop(self, x: jax.Array) -> jax.Array:
     return self.dropout(x, deterministic=not self.has_rng("dropout"))
@@ -161,4 +163,5 @@ class EncoderDecoder(LanguageModel):
       places.relative_bias, most=self.cfg.relative_distance, both_ways=both_ways
     )
     bias = places.Bias(positions, key_positions, table, of)
-    return bias.array() if self.cfg.attention == "xla" or cached else bias
+    whole = cached or backends.at_once(self.cfg.attention, key_positions.shape[1])
+    return bias.array() if whole else bias

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax import sharding
 from llm_jax.models.lora import Dense
 
 Axes = tuple[str, ...]
@@ -87,6 +88,78 @@ def dense(
   )
 
 
+def look_up(table_VD: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
+  """Returns the rows [B, T, D] of a table [V, D] float32 in a compute dtype, for ids [B, T].
+
+  Over a mesh each device looks up what its own part of the vocabulary has. What moves is the width
+  of that part, in the compute dtype, and [B, T, D] to be added up.
+  """
+  if sharding.ways("vocab") * sharding.ways("embed") == 1:
+    return jnp.take(table_VD, ids, axis=0).astype(dtype)
+  return _look_up(table_VD, ids, dtype)
+
+
+_TABLE, _IDS = ("vocab", "embed"), ("batch", "length")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(table_VD, ids_BT, dtype):
+  def local(split, table_VD, ids_BT):
+    rows_VD = sharding.gather(table_VD.astype(dtype), split("embed"), axis=1)
+    own_BT = ids_BT - sharding.offset(table_VD.shape[0], split("vocab"))
+    found_BTD = jnp.take(rows_VD, own_BT, axis=0, mode="fill", fill_value=0)
+    mine_BT = (own_BT >= 0) & (own_BT < len(rows_VD))  # A negative index counts from the end.
+    return sharding.add(jnp.where(mine_BT[..., None], found_BTD, 0), split("vocab"))
+
+  return sharding.spread(local, (table_VD, ids_BT), (_TABLE, _IDS), (*_IDS, None))
+
+
+def _look_up_forward(table_VD, ids_BT, dtype):
+  return _look_up(table_VD, ids_BT, dtype), (table_VD, ids_BT)
+
+
+def _look_up_backward(dtype, residuals, grad_BTD):
+  del dtype
+
+  def local(split, table_VD, ids_BT, grad_BTD):
+    own_BT = ids_BT - sharding.offset(table_VD.shape[0], split("vocab"))
+    own_BT = jnp.where(own_BT >= 0, own_BT, len(table_VD))  # Out of range: dropped.
+    zeros_VD = jnp.zeros((len(table_VD), grad_BTD.shape[-1]), jnp.float32)
+    sums_VD = zeros_VD.at[own_BT].add(grad_BTD.astype(jnp.float32), mode="drop")
+    over = (*split("batch"), *split("length"))
+    return sharding.add(sums_VD, over, keep=split("embed"), axis=1).astype(table_VD.dtype)
+
+  names = (_TABLE, _IDS, (*_IDS, None))
+  return sharding.spread(local, (*residuals, grad_BTD), names, _TABLE), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def rows_of(x_BTD: jax.Array) -> jax.Array:
+  """Returns [M, D], whose backward matmul needs no transposition; over a split T [B, T, D].
+
+  There, what a tensor axis holds by time between layers is gathered.
+  """
+  if sharding.ways("stream") > 1:
+    return within(x_BTD, None)
+  return x_BTD.reshape(-1, x_BTD.shape[-1])
+
+
+def within(x: jax.Array, name: str | None) -> jax.Array:
+  """Returns `x` laid out as inside a layer, [B, T, ...] or [M, ...]; `name` is of its last axis.
+
+  So is its gradient: without this the compiler may rather gather whole kernels.
+  """
+  return sharding.constrain(x, ("batch", "length", name)) if x.ndim == 3 else x
+
+
+def stream_of(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns what a layer gives, [B, T, D] or [M, D], as [B, T, D] between layers."""
+  y_BTD = within(y.reshape(shape), None)
+  return sharding.constrain(y_BTD, ("batch", "stream", None))
+
+
 class Mlp(nn.Module):
   """The position-wise feed-forward block.
 
@@ -113,7 +186,7 @@ class Mlp(nn.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """[B, T, D] -> [B, T, D]."""
     layer = functools.partial(dense, bias=self.bias, dtype=self.dtype)
-    x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])  # As in attention: a cheaper backward matmul.
+    x_MD = rows_of(x_BTD)
     usual = "silu" if self.kind == "gated" else "gelu_tanh"
     act = ACTIVATIONS[self.activation or usual]
     up_MF = layer(self.hidden, ("embed", "mlp"), name="up")(x_MD)
@@ -123,4 +196,4 @@ class Mlp(nn.Module):
     else:
       up_MF = act(up_MF)
     down = layer(x_BTD.shape[-1], ("mlp", "embed"), scale=self.out_scale, name="down")
-    return down(up_MF).reshape(x_BTD.shape)
+    return stream_of(down(within(up_MF, "mlp")), x_BTD.shape)

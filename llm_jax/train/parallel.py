@@ -18,17 +18,23 @@ from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.types import TrainState
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Logical axis -> mesh axes; a name that is not listed stays whole on every device.
+# Logical axis -> mesh axes; a name that is not listed stays whole on every device. "length" is the
+# time axis inside a layer; between layers, where nothing mixes features, it is split over the tensor
+# axis too, as "stream" (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2).
 RULES = (
   ("batch", ("data", "fsdp")),
+  ("length", "sequence"),
+  ("stream", ("sequence", "tensor")),
   ("embed", "fsdp"),
   ("mlp", "tensor"),
   ("heads", "tensor"),
   ("kv", "tensor"),
   ("vocab", "tensor"),
 )
+
+_ROWS = ("data", "fsdp")  # What the rows of a batch are split over.
 
 
 def make(cfg: config.Mesh) -> "Placement":
@@ -38,24 +44,29 @@ def make(cfg: config.Mesh) -> "Placement":
     UserError: if the kind is unknown or the axes do not fit the devices.
   """
   if cfg.kind == "pmap":
-    if (cfg.fsdp, cfg.tensor) != (1, 1) or cfg.data not in (-1, jax.device_count()):
+    split = (cfg.fsdp, cfg.sequence, cfg.tensor) != (1, 1, 1)
+    if split or cfg.zero or cfg.data not in (-1, jax.device_count()):
       raise UserError(
         f"config.mesh.kind=pmap replicates over all {jax.device_count()} devices; leave data, "
-        'fsdp and tensor at their defaults, or use kind="mesh"'
+        'fsdp, sequence, tensor and zero at their defaults, or use kind="mesh"'
+      )
+    if jax.process_count() > 1:
+      raise UserError(
+        f"config.mesh.kind=pmap is for one process, there are {jax.process_count()}: use kind=mesh"
       )
     return Pmap()
   if cfg.kind != "mesh":
     raise UserError(f'config.mesh.kind must be "mesh" or "pmap", got "{cfg.kind}"')
-  return MeshJit(make_mesh(cfg))
+  return MeshJit(make_mesh(cfg), zero=cfg.zero)
 
 
 def make_mesh(cfg: config.Mesh) -> Mesh:
-  """Returns a mesh of axes data, fsdp, tensor; one size of -1 takes the devices that are left.
+  """Returns a mesh of `AXES`; one size of -1 takes the devices that are left.
 
   Raises:
     UserError: if the sizes do not fit the number of devices.
   """
-  sizes = [cfg.data, cfg.fsdp, cfg.tensor]
+  sizes = [getattr(cfg, name) for name in AXES]
   count = jax.device_count()
   if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
     raise UserError(f"config.mesh sizes must be positive, at most one of them -1, got {sizes}")
@@ -63,12 +74,17 @@ def make_mesh(cfg: config.Mesh) -> Mesh:
   if -1 in sizes:
     if count % known:
       raise UserError(
-        f"config.mesh: {count} devices cannot be divided by data, fsdp, tensor = {sizes}"
+        f"config.mesh: {count} devices cannot be divided by {', '.join(AXES)} = {sizes}"
       )
     sizes[sizes.index(-1)] = count // known
   elif known > count:
     raise UserError(
-      f"config.mesh wants {known} devices (data, fsdp, tensor = {sizes}), there are {count}"
+      f"config.mesh wants {known} devices ({', '.join(AXES)} = {sizes}), there are {count}"
+    )
+  elif known < count and jax.process_count() > 1:
+    raise UserError(
+      f"config.mesh takes {known} of {count} devices ({', '.join(AXES)} = {sizes}): several "
+      "processes need a mesh of all, such as data=-1"
     )
   # The default axis type is Explicit, which refuses what the compiler may decide itself.
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -79,13 +95,16 @@ class MeshJit:
   """`jax.jit` over a named mesh; the compiler inserts the collectives.
 
   Attributes:
-    mesh: axes data, fsdp, tensor.
+    mesh: its axes are `AXES`.
     rules: logical axis name -> mesh axis or axes.
+    zero: whether the optimizer's state is split over the data axis too (ZeRO's first stage,
+      Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1): each device updates its own part.
     axis_name: None, for jit sees global arrays: there is nothing to sum over.
   """
 
   mesh: Mesh
   rules: tuple[tuple[str, Any], ...] = RULES
+  zero: bool = False
   axis_name: str | None = None
 
   def init(self, make_state: Callable[..., TrainState], rng: jax.Array, *args: Any) -> TrainState:
@@ -136,29 +155,53 @@ class MeshJit:
           return NamedSharding(self.mesh, spec)
       return NamedSharding(self.mesh, P())
 
+    def of_optimizer(path: tuple, leaf: Any) -> NamedSharding:
+      sharding = of(path, leaf)
+      return self._split_over_data(sharding, leaf.shape) if self.zero else sharding
+
     plain = nn.unbox(state)
     return plain.replace(
       step=of((), plain.step),
       params=jax.tree_util.tree_map_with_path(of, plain.params),
-      opt_state=jax.tree_util.tree_map_with_path(of, plain.opt_state),
+      opt_state=jax.tree_util.tree_map_with_path(of_optimizer, plain.opt_state),
       frozen=jax.tree_util.tree_map_with_path(of, plain.frozen),
       rng=of((), plain.rng),
     )
 
-  def batch(self, tree: Any) -> Any:
+  def share(self) -> tuple[int, int]:
+    """Returns (which, of how many) part of a batch's rows the devices of this process hold.
+
+    Processes that hold the same rows, as along a tensor axis across hosts, have the same part.
+    """
+    ways = self._ways(_ROWS)
+    rows = self._rows.devices_indices_map((ways,))
+    parts: dict[int, set[int]] = {}
+    for device, (part,) in rows.items():
+      parts.setdefault(device.process_index, set()).update(range(ways)[part])
+    distinct = sorted({tuple(sorted(part)) for part in parts.values()})
+    if len({len(part) for part in distinct}) > 1 or sum(map(len, distinct)) != ways:
+      return 0, 1  # They overlap: each takes all rows.
+    return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
+
+  def batch(self, tree: Any, rows: int | None = None) -> Any:
     """Puts a batch of [B, ...] host arrays on the devices, split by rows over data and fsdp.
 
-    With several hosts, each gives its own rows.
+    Args:
+      tree: the whole batch, the same in every process; or this process' part (`share`).
+      rows: B, which must be given with a part.
 
     Raises:
       UserError: if the rows cannot be divided by the devices.
     """
-    sharding = NamedSharding(self.mesh, P(("data", "fsdp")))
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    _check_rows(tree, max(1, ways // jax.process_count()), "config.mesh data x fsdp")
+    _check_rows(tree, self._ways(_ROWS), "config.mesh data x fsdp", rows)
     if jax.process_count() == 1:
-      return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+      return jax.device_put(tree, self._rows)
+
+    def put(x: Any) -> jax.Array:
+      shape = (len(x) if rows is None else rows, *np.shape(x)[1:])
+      return jax.make_array_from_process_local_data(self._rows, np.asarray(x), shape)
+
+    return jax.tree.map(put, tree)
 
   def compile(self, fn: Callable, *, donate: bool = True) -> Callable:
     """Compiles `fn` under the mesh and its rules.
@@ -191,9 +234,7 @@ class MeshJit:
 
   def fetch(self, tree: Any) -> Any:
     """Returns the arrays as numpy, whole, on every host."""
-    if jax.process_count() > 1:
-      return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    return to_host(tree)
 
   def unreplicate(self, tree: Any) -> Any:
     """Returns one copy of `tree` for checkpoints and plain jit: a mesh's arrays are that."""
@@ -220,16 +261,31 @@ class MeshJit:
     with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
       yield
 
+  def _split_over_data(self, sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """The same with the first axis that is whole, and can be, split over data; if there is one."""
+    parts = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    for i, size in enumerate(shape):
+      if self._ways(parts[i]) == 1 and size % self.mesh.shape["data"] == 0:
+        return NamedSharding(self.mesh, P(*parts[:i], "data", *parts[i + 1 :]))
+    return sharding
+
+  @property
+  def _rows(self) -> NamedSharding:
+    return NamedSharding(self.mesh, P(_ROWS))
+
   def _spec(self, where: str, names: tuple, shape: tuple[int, ...]) -> P:
     spec = nn.logical_to_mesh_axes(names, self.rules)
     for name, axes, size in zip(names, spec, shape, strict=False):
-      ways = int(np.prod([self.mesh.shape[a] for a in np.atleast_1d(axes) if a]))
+      ways = self._ways(axes)
       if size % ways:
         raise UserError(
           f'parameter {where}: its dimension "{name}" of {size} cannot be divided by '
           f"config.mesh.{axes}={ways}; change the model's size or the mesh"
         )
     return spec
+
+  def _ways(self, axes: Any) -> int:
+    return int(np.prod([self.mesh.shape[a] for a in np.atleast_1d(axes) if a]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,14 +307,18 @@ class Pmap:
     del path, names
     return array
 
-  def batch(self, tree: Any) -> Any:
+  def share(self) -> tuple[int, int]:
+    """Returns (0, 1): a single process holds all rows."""
+    return 0, 1
+
+  def batch(self, tree: Any, rows: int | None = None) -> Any:
     """Splits [B, ...] host arrays into [devices, B / devices, ...].
 
     Raises:
       UserError: if the rows cannot be divided by the devices.
     """
     n = jax.local_device_count()
-    _check_rows(tree, n, "the devices (config.mesh.kind=pmap)")
+    _check_rows(tree, n, "the devices (config.mesh.kind=pmap)", rows)
     return jax.tree.map(lambda x: np.reshape(x, (n, -1, *np.shape(x)[1:])), tree)
 
   def compile(self, fn: Callable, *, donate: bool = True) -> Callable:
@@ -283,6 +343,18 @@ class Pmap:
 Placement = MeshJit | Pmap
 
 
+def to_host(tree: Any) -> Any:
+  """Returns global arrays as numpy, whole, in every process; all of them must call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def one(x: Any) -> Any:
+    apart = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return multihost_utils.process_allgather(x, tiled=True) if apart else jax.device_get(x)
+
+  return jax.tree.map(one, tree)
+
+
 def _keys(path: tuple) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -298,10 +370,11 @@ def _first_on_host(x: Any) -> Any:
   return _first(x)
 
 
-def _check_rows(tree: Any, ways: int, where: str) -> None:
+def _check_rows(tree: Any, ways: int, where: str, rows: int | None = None) -> None:
   for leaf in jax.tree.leaves(tree):
-    if np.shape(leaf)[0] % ways:
+    size = np.shape(leaf)[0] if rows is None else rows
+    if size % ways:
       raise UserError(
-        f"a batch of {np.shape(leaf)[0]} rows cannot be divided by {ways}, {where}; make "
+        f"a batch of {size} rows cannot be divided by {ways}, {where}; make "
         "config.batch a multiple of it"
       )

@@ -51,6 +51,22 @@ def test_the_step_keeps_the_shardings():
   assert jax.tree.map(lambda x: x.sharding, state) == before
 
 
+def test_zero_splits_the_moments_over_data_and_changes_no_update():
+  tx, batch = optax.adam(1e-2), toys.make_batch()
+  states = []
+  for zero in (False, True):
+    place = parallel.make(config.Mesh(data=4, fsdp=2, zero=zero))
+    step = place.compile(make_train_step(toys.loss_of(toys.Toy()), tx))
+    states.append(step(new_state(place, tx), place.batch(batch))[0])
+  plain, split = states
+  assert split.params["up"]["kernel"].sharding == plain.params["up"]["kernel"].sharding
+  moments = [state.opt_state[0].nu["up"]["kernel"] for state in states]
+  sizes = [x.addressable_shards[0].data.size for x in moments]
+  assert sizes[0] == 4 * sizes[1]
+  for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(split.params), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_boxed_optimizer_states_are_unboxed_too():
   place, tx = parallel.make(CUBE), optim.make(config.Optimizer(name="muon"), 10)
 

@@ -14,7 +14,7 @@ quickstart: $(STAMP) ## Corpus, pretraining, SFT, reward model, PPO, DPO and rep
 	$(BIN)/python -m experiments.pipeline --workdir=$(QUICKSTART)
 
 test: lint ## Lint, format check and all tests that are not slow
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 lint: $(STAMP) ## Lint and format check
 	$(BIN)/ruff check .

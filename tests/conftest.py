@@ -1,8 +1,31 @@
 """Eight CPU devices for the tests of placement, and quick compiles; set before jax is imported."""
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile far more than they compute: without LLVM's optimizations they take half the time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def pytest_configure(config):
+  """Keeps what was compiled for the next test that compiles the same, in this process alone."""
+  import jax
+
+  folder = tempfile.mkdtemp(prefix="llm_jax_compiled_")
+  config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Gives all tests of the chain of tiny stages to one worker, which trains it once."""
+  for item in items:
+    if "root" in getattr(item, "fixturenames", ()):
+      item.add_marker(pytest.mark.xdist_group("chain"))

@@ -48,7 +48,7 @@ def train(
   row_tokens: int = 0,
   adapter: config.Lora | None = None,
 ) -> TrainState:
-  """Trains on `feed`; returns the final state.
+  """Trains on `feed`; returns the final state (its params are y of a schedule-free run).
 
   Args:
     cfg: the stage's configuration.
@@ -73,6 +73,7 @@ def train(
     attach = functools.partial(lora.attach, cfg=adapter)
     make_state = state_maker(make_params, tx, lora.trained, lambda p, key: attach(p, key=key))
   state = place.init(make_state, jax.random.key(cfg.seed), *given)
+  judged = evaluated(cfg.optimizer, place)
   with fitting(cfg):
     return loop.fit(
       step,
@@ -83,13 +84,21 @@ def train(
       steps=cfg.steps,
       log_every=cfg.log_every,
       eval_every=cfg.eval_every,
-      evaluate=evaluate and (lambda state: evaluate(state.whole)),
+      evaluate=evaluate and (lambda state: evaluate(judged(state))),
       checkpoint_every=cfg.checkpoint_every,
       keep=cfg.keep,
       tokens_per_step=cfg.batch * (row_tokens if row_tokens else cfg.length),
       name=pathlib.Path(workdir).name,
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
     )
+
+
+def evaluated(cfg: config.Optimizer, place: parallel.Placement) -> Callable[[TrainState], Params]:
+  """Returns state -> the parameters to evaluate, as placed: those that later stages load."""
+  if cfg.name != "schedule_free":
+    return lambda state: state.whole
+  average = place.compile(optim.averaged, donate=False)
+  return lambda state: state.replace(params=average(state.params, state.opt_state)).whole
 
 
 @contextlib.contextmanager

@@ -5,10 +5,12 @@ import json
 import logging as std_logging
 import os
 import pathlib
+import types
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -16,6 +18,8 @@ from llm_jax.errors import UserError
 from llm_jax.types import Params
 
 _MANIFEST = "sha256.json"
+# Of optax' ScheduleFreeState; its base_optimizer_state is not needed to evaluate.
+_AVERAGE = {"b1", "z", "weight_sum", "max_lr", "step_count"}
 
 
 class Checkpoints:
@@ -139,6 +143,8 @@ def fingerprint(directory: str | os.PathLike) -> str:
 def load_params(directory: str | os.PathLike) -> Params:
   """Returns the parameters of a directory's newest checkpoint: nested dicts of numpy arrays.
 
+  Of a schedule-free run they are the average x, not the point y that it would go on from.
+
   Args:
     directory: a directory of checkpoints, or a workdir with one under `checkpoints`.
 
@@ -154,11 +160,31 @@ def load_params(directory: str | os.PathLike) -> Params:
   if damage := _damage(path / str(step)):
     raise UserError(f"the checkpoint {path}/{step} is damaged ({damage}); delete it or train again")
   with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.metadata(path / str(step) / "state").item_metadata.tree["params"]
-    item = {"params": jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), tree)}
+    tree = reader.metadata(path / str(step) / "state").item_metadata.tree
+    tree = {"params": tree["params"]} | _averages(tree)
+    item = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), tree)
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=kinds, partial_restore=True)
-    return reader.restore(path / str(step) / "state", args=args)["params"]
+    found = reader.restore(path / str(step) / "state", args=args)
+  for node in filter(_is_average, jax.tree.leaves(found, is_leaf=_is_average)):
+    return optax.contrib.schedule_free_eval_params(types.SimpleNamespace(**node), found["params"])
+  return found["params"]
+
+
+def _averages(tree: dict[str, Any]) -> dict[str, Any]:
+  """The part of a stored state that x is computed from; empty unless a run was schedule-free."""
+  given = tree.get("opt_state")
+  if not any(map(_is_average, jax.tree.leaves(given, is_leaf=_is_average))):
+    return {}
+
+  def trim(node: Any) -> Any:
+    return {k: node[k] for k in _AVERAGE} if _is_average(node) else node
+
+  return {"opt_state": jax.tree.map(trim, given, is_leaf=_is_average)}
+
+
+def _is_average(node: Any) -> bool:
+  return isinstance(node, dict) and node.keys() >= _AVERAGE
 
 
 def _abstract(x: Any) -> Any:

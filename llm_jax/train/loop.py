@@ -23,7 +23,7 @@ from llm_jax.train.parallel import Placement
 from llm_jax.types import Batch, Mean, TrainState
 
 # What must be finite for the run to go on; other metrics may be anything.
-_VITAL = ("loss", "grad_norm", "param_norm")
+_VITAL = ("loss", "grad_norm", "param_norm", "skipped")
 
 
 class TrainingDiverged(UserError):
@@ -152,7 +152,7 @@ def fit(
     schedule: step -> learning rate, logged as "lr".
 
   Raises:
-    TrainingDiverged: if loss, gradient or parameters are not finite. Such a state is never saved.
+    TrainingDiverged: if what is not finite may not be skipped (guard.py). It is never saved.
     SystemExit: after a signal.
   """
   run = _Run(place, feed, pathlib.Path(workdir), name, log_every, tokens_per_step, schedule)
@@ -244,17 +244,24 @@ class _Run:
     if np.all(jax.device_get(alive)):
       return
     values = _values(self.place.fetch(metrics))
-    bad = ", ".join(f"{k}={values[k]}" for k in _VITAL if not np.isfinite(values[k]))
+    bad = [k for k in _VITAL if not np.isfinite(values.get(k, 0.0))]
+    what = ", ".join(f"{k}={values[k]}" for k in bad)
+    if "skipped" in bad:  # By train/guard.py, whose metrics are otherwise finite.
+      what = f"loss={values['loss']}, grad_norm={values['grad_norm']}, one more update in a row "
+      what += "than may be skipped (config.optimizer.skip_limit, skip_sigma)"
     raise TrainingDiverged(
-      f"{self.name} diverged at step {step}: {bad}; no such state was saved. Lower "
+      f"{self.name} diverged at step {step}: {what}; no such state was saved. Lower "
       "config.optimizer.lr, lengthen its warmup or look at the data, then start again"
     )
 
   def write(self, step: int, row: dict[str, float], extra: dict[str, float]) -> None:
+    if row.get("skipped") == 1:
+      row = {"skipped": 1.0}  # The others are means over no update.
     if self.schedule is not None:
       row["lr"] = float(self.schedule(step - 1))  # Update n uses the rate of step n - 1.
     row |= extra
-    now, note = time.monotonic(), f"loss {row['loss']:.4f}"
+    now = time.monotonic()
+    note = f"loss {row['loss']:.4f}" if "loss" in row else "all updates skipped"
     if self.counted:
       elapsed = now - self.clock
       row["time/step"] = elapsed / self.counted

@@ -11,13 +11,14 @@ import optax
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
+from llm_jax.train import guard
 from llm_jax.types import Params
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd", "inverse_sqrt")
-OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
+OPTIMIZERS = ("adamw", "muon", "lion", "adafactor", "schedule_free")
 
 
-def make(cfg: config.Optimizer, steps: int) -> optax.GradientTransformation:
+def make(cfg: config.Optimizer, steps: int) -> optax.GradientTransformation | guard.Guard:
   """Returns the optimizer: clip by global norm, then the named one, with decoupled weight decay.
 
   Lion (Chen et al. 2023, arXiv:2302.06675) has one moment and moves by signs: its rate is about a
@@ -29,44 +30,57 @@ def make(cfg: config.Optimizer, steps: int) -> optax.GradientTransformation:
   arXiv:2502.16982, section 2.2) takes the hidden matrices; embeddings, heads, norms and biases
   go to AdamW. Stacked layers [L, in, out] are orthogonalised each on its own.
 
+  Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1) averages its iterates
+  instead of decaying the rate. The parameters that it trains are y, where gradients are taken;
+  `averaged` gives x, the ones to use.
+
   Args:
     cfg: names and numbers.
     steps: the length of the schedule, in updates.
 
+  Returns:
+    The optimizer, in a guard if `cfg` skips bad updates.
+
   Raises:
     UserError: if a name is unknown or a number is out of range.
   """
+  try:
+    cfg.validate()
+  except UserError as error:  # A launcher calls it with this prefix, too.
+    raise UserError(str(error).replace("config.", "config.optimizer.")) from error
   rate = schedule(cfg, steps)
   if cfg.name == "adamw":
     core = optax.adamw(
       rate, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=cfg.weight_decay, mask=matrices
     )
   elif cfg.name == "muon":
-    core = optax.contrib.muon(
-      rate,
-      eps=cfg.eps,
-      weight_decay=cfg.weight_decay,
-      adam_b1=cfg.beta1,
-      adam_b2=cfg.beta2,
-      adam_learning_rate=schedule(cfg, steps, peak=cfg.adam_lr or cfg.lr),
-      muon_weight_dimension_numbers=muon_dimensions,
-      consistent_rms=0.2,
-    )
+    core = _muon(cfg, rate, schedule(cfg, steps, peak=cfg.adam_lr or cfg.lr))
   elif cfg.name == "lion":
     core = optax.lion(rate, cfg.beta1, cfg.beta2, weight_decay=cfg.weight_decay, mask=matrices)
   elif cfg.name == "adafactor":
-    core = optax.chain(
-      optax.scale_by_factored_rms(),
-      optax.clip_by_block_rms(1.0),
-      optax.scale_by_param_block_rms(),
-      optax.add_decayed_weights(cfg.weight_decay, matrices),
-      optax.scale_by_learning_rate(rate),
-    )
+    core = _adafactor(cfg, rate)
   else:
-    raise UserError(f'config.optimizer.name="{cfg.name}" is unknown{nearest(cfg.name, OPTIMIZERS)}')
-  if cfg.clip < 0:
-    raise UserError(f"config.optimizer.clip must not be negative (0: none), got {cfg.clip}")
-  return optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core
+    core = _schedule_free(cfg, rate)
+  tx = optax.chain(optax.clip_by_global_norm(cfg.clip), core) if cfg.clip else core
+  skips = cfg.skip_sigma or cfg.skip_limit
+  return guard.Guard(tx, cfg.skip_sigma, cfg.skip_limit) if skips else tx
+
+
+def averaged(params: Params, opt_state: Any) -> Params:
+  """Returns the parameters to evaluate and to keep: x of a schedule-free run, else `params`.
+
+  Args:
+    params: of the train state.
+    opt_state: of the same state.
+  """
+
+  def is_average(node: Any) -> bool:
+    return isinstance(node, optax.contrib.ScheduleFreeState)
+
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_average)
+  for node in filter(is_average, nodes):
+    return optax.contrib.schedule_free_eval_params(node, params)
+  return params
 
 
 def schedule(cfg: config.Optimizer, steps: int, peak: float | None = None) -> optax.Schedule:
@@ -123,6 +137,53 @@ def muon_dimensions(params: Params) -> Any:
     return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
 
   return jax.tree_util.tree_map_with_path(of, params)
+
+
+def _muon(
+  cfg: config.Optimizer, rate: optax.Schedule, adam_rate: optax.Schedule
+) -> optax.GradientTransformation:
+  return optax.contrib.muon(
+    rate,
+    eps=cfg.eps,
+    weight_decay=cfg.weight_decay,
+    adam_b1=cfg.beta1,
+    adam_b2=cfg.beta2,
+    adam_learning_rate=adam_rate,
+    muon_weight_dimension_numbers=muon_dimensions,
+    consistent_rms=0.2,
+  )
+
+
+def _adafactor(cfg: config.Optimizer, rate: optax.Schedule) -> optax.GradientTransformation:
+  def scale(path: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
+    clipped = update / jnp.maximum(1.0, _rms(path, update))
+    return clipped * jnp.maximum(1e-3, _rms(path, param))
+
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.stateless(functools.partial(jax.tree_util.tree_map_with_path, scale)),
+    optax.add_decayed_weights(cfg.weight_decay, matrices),
+    optax.scale_by_learning_rate(rate),
+  )
+
+
+def _rms(path: tuple, x: jax.Array) -> jax.Array:
+  """The root mean square of each matrix or vector: of a stack of layers, of each layer."""
+  axes = tuple(range(x.ndim))[-1 if _is_vector(path) else -2 :]
+  return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))
+
+
+def _schedule_free(cfg: config.Optimizer, rate: optax.Schedule) -> optax.GradientTransformation:
+  def gamma(count: jax.Array) -> jax.Array:  # Section 4.4: with Adam's correction.
+    return rate(count) * jnp.sqrt(1 - cfg.beta2 ** (count + 1))
+
+  base = optax.chain(
+    optax.scale_by_rms(cfg.beta2, cfg.eps, eps_in_sqrt=False),
+    optax.add_decayed_weights(cfg.weight_decay, matrices),
+    optax.scale_by_learning_rate(gamma),
+  )
+  # Optax counts updates from 1 in the average, from 0 in the base; both must see one rate.
+  return optax.contrib.schedule_free(base, lambda count: gamma(count - 1), cfg.beta1)
 
 
 def _rate(cfg: config.Optimizer, steps: int, peak: float, step: jax.Array | int) -> Any:

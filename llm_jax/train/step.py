@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.errors import UserError
+from llm_jax.train.guard import Guard
 from llm_jax.types import Batch, LossFn, Mean, Params, TrainState, join
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]
@@ -19,7 +20,7 @@ StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]
 
 def state_maker(
   make_params: Callable[[jax.Array], Params],
-  tx: optax.GradientTransformation,
+  tx: optax.GradientTransformation | Guard,
   trained: Callable[[tuple[str, ...]], bool] | None = None,
   extend: Callable[[Params, jax.Array], Params] | None = None,
 ) -> Callable[..., TrainState]:
@@ -52,7 +53,7 @@ def state_maker(
 
 def make_train_step(
   loss_fn: LossFn,
-  tx: optax.GradientTransformation,
+  tx: optax.GradientTransformation | Guard,
   *,
   accum: int = 1,
   axis_name: str | None = None,
@@ -66,13 +67,13 @@ def make_train_step(
 
   Args:
     loss_fn: (params, batch, rng) -> (Mean, metrics).
-    tx: the optimizer; the state's `opt_state` is its own.
+    tx: the optimizer; the state's `opt_state` is its own. A guard's bad updates are not applied.
     accum: A, the number of microbatches, each of B / A rows.
     axis_name: the axis to sum over under `jax.pmap`; None under `jax.jit`.
 
   Returns:
     step: the batch's leaves are [B, ...]. Metrics are the loss's own, plus "loss", "grad_norm"
-    (before clipping) and "param_norm" (after the update).
+    (before clipping), "param_norm" (after the update) and, of a guard, "skipped".
 
   Raises:
     UserError: while tracing, if B is not a multiple of `accum`.
@@ -95,7 +96,8 @@ def make_train_step(
       "grad_norm": Mean(optax.tree.norm(grads), one),
       "param_norm": Mean(optax.tree.norm(params), one),
     }
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return tx.judge(state, new, metrics) if isinstance(tx, Guard) else (new, metrics)
 
   return step
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from llm_jax.config import Optimizer
+from llm_jax.config import Model, Optimizer
 from llm_jax.errors import UserError
+from llm_jax.models.transformer import Transformer
 from llm_jax.train import optim
 
 PARAMS = {
@@ -34,6 +36,11 @@ def flat(tree, is_leaf=None):
 def gradients(seed=0):
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), PARAMS)
+
+
+def moved(tx, params, grads):
+  """The first update."""
+  return jax.jit(lambda p, g: tx.update(g, tx.init(p), p)[0])(params, grads)
 
 
 def rates(steps, **kwargs):
@@ -67,7 +74,7 @@ def test_weight_decay_takes_matrices_only():
   decayed = {path for path, yes in flat(optim.matrices(PARAMS)).items() if yes}
   assert decayed == HIDDEN | {"embedding", "position_embedding", "lm_head"}
   tx = optim.make(Optimizer(weight_decay=0.1, lr=1.0, schedule="constant", warmup=0), 10)
-  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+  updates = moved(tx, PARAMS, jax.tree.map(jnp.zeros_like, PARAMS))
   for path, x in flat(updates).items():
     np.testing.assert_allclose(x, -0.1 if path in decayed else 0.0, rtol=1e-6)
 
@@ -77,8 +84,7 @@ def test_weight_decay_is_decoupled_in_the_others_too(name):
   cfg = Optimizer(name=name, weight_decay=0.1, lr=0.5, schedule="constant", warmup=0, clip=0)
   tx, plain = optim.make(cfg, 10), optim.make(dataclasses.replace(cfg, weight_decay=0.0), 10)
   grads = gradients()
-  decayed, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
-  bare, _ = plain.update(grads, plain.init(PARAMS), PARAMS)
+  decayed, bare = moved(tx, PARAMS, grads), moved(plain, PARAMS, grads)
   for path, x in flat(jax.tree.map(lambda a, b: a - b, decayed, bare)).items():
     matrix = path in HIDDEN | {"embedding", "position_embedding", "lm_head"}
     np.testing.assert_allclose(x, -0.05 if matrix else 0.0, atol=1e-6)
@@ -87,7 +93,7 @@ def test_weight_decay_is_decoupled_in_the_others_too(name):
 def test_lion_moves_by_signs():
   tx = optim.make(Optimizer(name="lion", lr=0.01, schedule="constant", warmup=0), 10)
   grads = gradients()
-  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  updates = moved(tx, PARAMS, grads)
   jax.tree.map(
     lambda u, g: np.testing.assert_allclose(u, -0.01 * np.sign(g), rtol=1e-5), updates, grads
   )
@@ -96,10 +102,10 @@ def test_lion_moves_by_signs():
 def test_adafactor_keeps_a_row_and_a_column_of_a_matrix():
   params = {"kernel": jnp.full((256, 384), 2.0)}
   tx = optim.make(Optimizer(name="adafactor", lr=0.1, schedule="constant", warmup=0, clip=0), 10)
-  state = tx.init(params)
+  state = jax.eval_shape(tx.init, params)
   assert sum(x.size for x in jax.tree.leaves(state)) < 2 * (256 + 384)
   grads = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(256, 384)), jnp.float32)}
-  updates, _ = tx.update(grads, state, params)
+  updates = moved(tx, params, grads)
   # At most the rate times the parameter's root mean square, that is .2.
   assert float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2))) == pytest.approx(0.2, rel=0.05)
 
@@ -108,10 +114,82 @@ def test_adamw_is_optax_adamw_after_the_clip():
   grads = gradients()
   cfg = Optimizer(clip=0.5, lr=0.01, schedule="constant", warmup=0)
   tx, plain = optim.make(cfg, 10), optax.adam(0.01, 0.9, 0.95, 1e-8)
-  clipped = jax.tree.map(lambda g: g * 0.5 / optax.tree.norm(grads), grads)
-  ours, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
-  theirs, _ = plain.update(clipped, plain.init(PARAMS), PARAMS)
+  norm = optax.tree.norm(grads)
+  clipped = jax.tree.map(lambda g: g * 0.5 / norm, grads)
+  ours, theirs = moved(tx, PARAMS, grads), moved(plain, PARAMS, clipped)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), ours, theirs)
+
+
+def test_schedule_free_is_the_papers_algorithm():
+  lr, beta1, beta2, decay, eps = 0.1, 0.8, 0.9, 0.5, 1e-8
+  cfg = Optimizer(
+    "schedule_free", lr, schedule="constant", warmup=3, beta1=beta1, beta2=beta2, clip=0
+  )
+  tx = optim.make(dataclasses.replace(cfg, weight_decay=decay), 10)
+  rng = np.random.default_rng(0)
+  y = {"kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "bias": jnp.ones(3)}
+  state, update = tx.init(y), jax.jit(tx.update)
+  z = {k: np.asarray(v, np.float64) for k, v in y.items()}
+  x, v, total = dict(z), {k: 0.0 * a for k, a in z.items()}, 0.0
+  for t in range(1, 6):
+    grads = {k: rng.normal(size=a.shape) for k, a in z.items()}
+    gamma = lr * np.sqrt(1 - beta2**t) * min(1, t / 3)
+    total += gamma**2
+    for k, g in grads.items():
+      at = (1 - beta1) * z[k] + beta1 * x[k]
+      np.testing.assert_allclose(y[k], at, rtol=1e-5, atol=1e-6)
+      v[k] = beta2 * v[k] + (1 - beta2) * g**2
+      z[k] = z[k] - gamma * g / (np.sqrt(v[k]) + eps) - gamma * decay * (k == "kernel") * at
+      x[k] = (1 - gamma**2 / total) * x[k] + gamma**2 / total * z[k]
+    updates, state = update(jax.tree.map(jnp.float32, grads), state, y)
+    y = optax.apply_updates(y, updates)
+    for k, a in optim.averaged(y, state).items():
+      np.testing.assert_allclose(a, x[k], rtol=1e-5, atol=1e-6)
+  assert np.abs(y["kernel"] - x["kernel"]).max() > 1e-3  # Negative control.
+
+
+def test_other_runs_are_evaluated_as_they_are_and_guards_hide_nothing():
+  params = {"kernel": jnp.ones((4, 3))}
+  plain = optim.make(Optimizer(skip_limit=1), 10)
+  assert optim.averaged(params, plain.init(params)) is params
+  free = optim.make(Optimizer("schedule_free", schedule="constant", beta1=0.5, skip_limit=1), 10)
+  x = optim.averaged(jax.tree.map(lambda p: 3 * p, params), free.init(params))
+  np.testing.assert_allclose(x["kernel"], 5.0)  # (y - (1 - beta1) z) / beta1.
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_stack_of_layers_is_its_layers_one_by_one(name):
+  # Large enough for Adafactor's rows and columns; the layers differ in scale.
+  rng = np.random.default_rng(0)
+  shapes = {"kernel": (128, 130), "norm_scale": (128,)}
+  layers = [
+    {k: 4.0**n * rng.normal(size=shape).astype(np.float32) for k, shape in shapes.items()}
+    for n in range(4)
+  ]
+  params, grads = layers[:2], [layers[3], layers[2]]
+  tx = optim.make(Optimizer(name, schedule="constant", warmup=0, weight_decay=0.1), 10)
+  apart = moved(tx, params, grads)
+  stacked = moved(tx, *(jax.tree.map(lambda *x: np.stack(x), *tree) for tree in (params, grads)))
+  for k in shapes:
+    together = np.stack([layer[k] for layer in apart])
+    np.testing.assert_allclose(stacked[k], together, rtol=2e-4, atol=1e-6)
+
+
+def test_a_scanned_decoder_is_decayed_and_orthogonalised_like_an_unrolled_one():
+  def masks(scan):
+    shape = Model(vocab_size=64, dim=32, layers=2, heads=2, norm="layernorm", bias=True, scan=scan)
+    ids = jnp.zeros((1, 8), jnp.int32)
+    params = jax.eval_shape(Transformer.from_config(shape).init, jax.random.key(0), ids)
+    params = nn.unbox(params)["params"]
+    dims = optim.muon_dimensions(params)
+    hidden = jax.tree.map(lambda d: d is not None, dims, is_leaf=lambda d: not isinstance(d, dict))
+    return flat(optim.matrices(params)), flat(hidden)
+
+  for unrolled, scanned in zip(masks(False), masks(True), strict=True):
+    assert {path.replace("blocks_0", "blocks"): yes for path, yes in unrolled.items()} == (
+      scanned | {path: yes for path, yes in unrolled.items() if "blocks_1" in path}
+    )
+    assert sum(unrolled.values()) > 6
 
 
 def test_muon_takes_hidden_matrices_only():
@@ -122,9 +200,9 @@ def test_muon_takes_hidden_matrices_only():
 def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adam():
   cfg = Optimizer(name="muon", lr=1.0, adam_lr=0.5, schedule="constant", warmup=0, clip=0.0)
   tx, grads = optim.make(cfg, 10), gradients()
-  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  updates = moved(tx, PARAMS, grads)
   adam = optax.adamw(0.5, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=0.0, nesterov=True)
-  expected = flat(adam.update(grads, adam.init(PARAMS), PARAMS)[0])
+  expected = flat(moved(adam, PARAMS, grads))
   for path, x in flat(updates).items():
     if path in HIDDEN:
       values = np.linalg.svd(np.asarray(x), compute_uv=False)  # Per layer, where stacked.
@@ -142,7 +220,10 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adam():
     (Optimizer(schedule="cosin"), 'did you mean "cosine"'),
     (Optimizer(decay=1.5), "fractions in"),
     (Optimizer(warmup=-1), "must not be negative"),
-    (Optimizer(clip=-1.0), "clip must not be negative"),
+    (Optimizer(clip=-1.0), "optimizer.clip must not be negative"),
+    (Optimizer(skip_sigma=-1.0), "optimizer.skip_sigma must not be negative"),
+    (Optimizer("schedule_free"), "set config.optimizer.schedule=constant, not wsd"),
+    (Optimizer("schedule_free", schedule="constant", beta1=0.0), r"beta1 .* in \(0, 1\], got 0"),
   ],
 )
 def test_bad_settings_say_what_to_do(cfg, match):

@@ -41,7 +41,7 @@ def parameters(cfg: Model) -> int:
     biases += (cfg.heads + 2 * kv_heads(cfg)) * width
   if cfg.bias:
     biases += mlp_width(cfg) * (2 if cfg.mlp == "gated" else 1) + 2 * cfg.dim
-  per_layer = _layer_matmuls(cfg) + biases + norms * per_norm + (2 * width if cfg.qk_norm else 0)
+  per_layer = layer_matmuls(cfg) + biases + norms * per_norm + (2 * width if cfg.qk_norm else 0)
   embeddings = _vocabulary(cfg) * cfg.dim * (1 if cfg.tied else 2)
   positions = {"learned": cfg.max_length * cfg.dim, "relative": cfg.relative_buckets * cfg.heads}
   whole = embeddings + positions.get(cfg.position, 0) + cfg.layers * per_layer + per_norm
@@ -54,7 +54,7 @@ def parameters(cfg: Model) -> int:
 
 def matmul_parameters(cfg: Model) -> int:
   """The scalars that multiply every token: no table look-ups, norms or biases; the head counts."""
-  return cfg.layers * _layer_matmuls(cfg) + _vocabulary(cfg) * cfg.dim
+  return cfg.layers * layer_matmuls(cfg) + _vocabulary(cfg) * cfg.dim
 
 
 def forward_flops_per_token(cfg: Model, length: int) -> int:
@@ -76,7 +76,7 @@ def seq2seq_forward_flops(cfg: Model, inputs: int, targets: int) -> int:
     inputs: tokens that the encoder reads.
     targets: tokens that the decoder reads.
   """
-  layer, score = _layer_matmuls(cfg), 4 * cfg.heads * head_width(cfg)
+  layer, score = layer_matmuls(cfg), 4 * cfg.heads * head_width(cfg)
   query = 2 * cfg.dim * cfg.heads * head_width(cfg)  # Of cross-attention: queries and outputs.
   key = 2 * cfg.dim * kv_heads(cfg) * head_width(cfg)
   encoder = inputs * cfg.encoder_layers * (2 * layer + score * inputs)
@@ -148,7 +148,8 @@ def mlp_width(cfg: Model) -> int:
   return cfg.hidden if cfg.hidden else math.ceil(usual / 32) * 32
 
 
-def _layer_matmuls(cfg: Model) -> int:
+def layer_matmuls(cfg: Model) -> int:
+  """The scalars that multiply a token in one decoder layer."""
   attention = 2 * cfg.dim * (cfg.heads + kv_heads(cfg)) * head_width(cfg)
   return attention + cfg.dim * mlp_width(cfg) * (3 if cfg.mlp == "gated" else 2)
 

@@ -3,6 +3,7 @@
 JAX is imported with the stage, after the command line was found good, so errors come at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -14,7 +15,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
@@ -28,6 +29,7 @@ FLAG_HELP = {
   "config": "a file with get_config(), or file.py:variant; then --config.FIELD=VALUE sets a field",
   "workdir": "where the run is written; the same command again continues it",
   "dry_run": "print the resolved config, parameters, FLOPs and memory; run nothing",
+  "profile": "10:13 traces steps 10, 11 and 12 of each training into profile/ of its directory",
   "help": "print this and leave",
 }
 _KINDS = {
@@ -84,14 +86,15 @@ def _launch(
   after: Callable[[str], None] | None,
   swap: dict[str, Any],
 ) -> None:
-  path = _config_path(argv) or path
+  path = config_path(argv) or path
   default = load_config(path)
   if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
     print(usage(stage, default))
     return
   check_overrides(argv[1:], default)
-  cfg, workdir, dry_run, overrides = parse(argv, path, default)
+  cfg, workdir, dry_run, profile, overrides = parse(argv, path, default)
   validate(cfg)
+  steps = profiled(profile, stage, cfg)
   if dry_run:
     print(_plan.describe(stage, cfg))
     return
@@ -100,7 +103,9 @@ def _launch(
   _take_huge_pages()
   with rundir.launch(cfg, workdir, overrides, argv):
     _quiet_libraries()
-    importlib.import_module(f"llm_jax.stages.{stage}").run(cfg, workdir, **swap)
+    module = importlib.import_module(f"llm_jax.stages.{stage}")
+    with _profiling(steps):
+      module.run(cfg, workdir, **swap)
   if after:
     after(workdir)
 
@@ -132,6 +137,22 @@ def load_config(path: str) -> Any:
   return cfg
 
 
+def config_path(argv: Sequence[str]) -> str:
+  """Returns the last --config of a command line, or ""; absl reads it after the fields.
+
+  Raises:
+    UserError: if it has no value.
+  """
+  path, words = "", list(argv[1:])
+  for word, following in zip(words, [*words[1:], ""], strict=False):
+    flag, equals, value = word.partition("=")
+    if flag in ("--config", "-config"):
+      path = value if equals else following
+      if not path or path.startswith("-"):
+        raise UserError("--config needs a value: a file with get_config(), or file.py:variant")
+  return path
+
+
 def check_overrides(words: Sequence[str], cfg: Any) -> None:
   """Checks that each --config.FIELD names a field that holds a value.
 
@@ -156,24 +177,38 @@ def check_overrides(words: Sequence[str], cfg: Any) -> None:
       raise UserError(f"{word}: config.{match[1]} is a group, set one of its fields: {inside}")
 
 
-def parse(argv: Sequence[str], path: str, default: Any) -> tuple[Any, str, bool, dict[str, Any]]:
-  """Returns (config, workdir, dry_run, overrides) of a command line.
+class Command(NamedTuple):
+  """A command line: what its flags say, and the fields that it set, dotted name -> value."""
+
+  cfg: Any
+  workdir: str
+  dry_run: bool
+  profile: str
+  overrides: dict[str, Any]
+
+
+def parse(
+  argv: Sequence[str], path: str, default: Any, values: flags.FlagValues | None = None
+) -> Command:
+  """Reads a command line.
 
   Args:
     argv: the words, the program's name first.
     path: the config file, if the command line names none.
     default: what the file gives; its values have the types that errors name.
+    values: where the flags are defined; None: the program's own.
 
   Raises:
     UserError: for an unknown flag, a value of the wrong type or a stray word.
   """
-  values = flags.FLAGS
+  values = flags.FLAGS if values is None else values
   try:
     holder = config_flags.DEFINE_config_file(
-      "config", path, FLAG_HELP["config"], sys_argv=list(argv)
+      "config", path, FLAG_HELP["config"], values, sys_argv=list(argv)
     )
-    workdir = flags.DEFINE_string("workdir", "", FLAG_HELP["workdir"])
-    dry_run = flags.DEFINE_bool("dry_run", False, FLAG_HELP["dry_run"])
+    for name in ("workdir", "profile"):
+      flags.DEFINE_string(name, "", FLAG_HELP[name], values)
+    flags.DEFINE_bool("dry_run", False, FLAG_HELP["dry_run"], values)
     stray = values(list(argv))[1:]
   except flags.UnrecognizedFlagError as error:
     name, *rest = error.flagname.split(".", 1)
@@ -185,7 +220,32 @@ def parse(argv: Sequence[str], path: str, default: Any) -> tuple[Any, str, bool,
   if stray:
     raise UserError(f'unexpected word "{stray[0]}"; a field is set with --config.FIELD=VALUE')
   overrides = config_flags.get_override_values(values["config"])
-  return holder.value, workdir.value, dry_run.value, dict(overrides)
+  return Command(holder.value, values.workdir, values.dry_run, values.profile, dict(overrides))
+
+
+def profiled(text: str, stage: str, cfg: Any) -> range | None:
+  """Returns the steps that --profile=`text` names; None of "".
+
+  Raises:
+    UserError: if these are no steps, a training does not have them, or nothing is trained.
+  """
+  if not text:
+    return None
+  match = re.fullmatch(r"(\d+):(\d+)", text)
+  steps = range(int(match[1]), int(match[2])) if match else range(0)
+  if not steps or steps.start < 2:
+    raise UserError(
+      f"--profile={text}: two numbers are needed, the first at least 2 (step 1 compiles) and below "
+      "the second: --profile=10:13 traces steps 10, 11 and 12"
+    )
+  trained = _plan.stages(stage, cfg)
+  if not trained:
+    raise UserError(f"--profile={text}: experiments.{stage} trains nothing, leave it out")
+  for name, part in trained.items():
+    if steps[-1] > part.steps:
+      field = "config.steps" if part is cfg else f"config.{name}.steps"
+      raise UserError(f"--profile={text}: there is no step {steps[-1]}, {field}={part.steps}")
+  return steps
 
 
 def validate(cfg: Any, where: str = "config") -> None:
@@ -215,18 +275,6 @@ def usage(stage: str, cfg: Any) -> str:
   return "\n".join(lines)
 
 
-def _config_path(argv: Sequence[str]) -> str:
-  """The last --config of a command line, or ""; absl reads it only after it read the fields."""
-  path, words = "", list(argv[1:])
-  for word, following in zip(words, [*words[1:], ""], strict=False):
-    flag, equals, value = word.partition("=")
-    if flag in ("--config", "-config"):
-      path = value if equals else following
-      if not path or path.startswith("-"):
-        raise UserError("--config needs a value: a file with get_config(), or file.py:variant")
-  return path
-
-
 def _suggest(part: str, names: Sequence[str], where: str, cfg: Any) -> str:
   """The place of a field with exactly this name, else the nearest field of the group."""
   for path in rundir.flatten(dataclasses.asdict(cfg)):
@@ -243,6 +291,15 @@ def _flag_message(error: flags.Error, cfg: Any) -> str:
     return line
   value = functools.reduce(getattr, match[1].split("."), cfg)
   return f"--config.{match[1]}={match[2]}: config.{match[1]} takes {_KINDS[type(value)]}"
+
+
+def _profiling(steps: range | None) -> contextlib.AbstractContextManager:
+  """Where the loop finds which steps to trace: no field of the config, so a run can go on."""
+  if steps is None:
+    return contextlib.nullcontext()
+  from llm_jax.train import profile
+
+  return profile.steps(steps)
 
 
 def _take_huge_pages() -> None:

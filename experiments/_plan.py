@@ -30,10 +30,10 @@ HEADINGS = ("stage", "parameters", "tokens", "FLOPs", "state", "activations", "l
 
 def describe(stage: str, cfg: Any) -> str:
   """Returns the resolved config and a table of costs; reads small files, compiles nothing."""
-  stages = _stages(stage, cfg)
+  trained = stages(stage, cfg)
   rows, notes = [], []
-  for name, part in stages.items():
-    shape, note = _shape(cfg, part)
+  for name, part in trained.items():
+    shape, note = shape_of(cfg, part)
     notes += [f"{name}: {note}"] if note else []
     if shape:
       rows.append(_row(name, part, shape))
@@ -42,7 +42,7 @@ def describe(stage: str, cfg: Any) -> str:
     text += "\n\n" + _table([HEADINGS, *rows])
     text += "\nstate: weights, gradients, Adam moments, frozen copies; activations: estimated"
   text = "\n".join([text, *dict.fromkeys(notes)])
-  return "\n\n".join([text, *filter(None, map(_mixture, stages.values()))])
+  return "\n\n".join([text, *filter(None, map(_mixture, trained.values()))])
 
 
 def passes(part: config.Stage) -> Passes:
@@ -56,12 +56,13 @@ def passes(part: config.Stage) -> Passes:
   return Passes(sequences=2) if isinstance(part, config.Reward) else Passes()
 
 
-def _stages(stage: str, cfg: Any) -> dict[str, config.Stage]:
+def stages(stage: str, cfg: Any) -> dict[str, config.Stage]:
+  """The parts of a config that train a model, by name."""
   parts = {stage: cfg} | {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
   return {name: part for name, part in parts.items() if isinstance(part, config.Stage)}
 
 
-def _shape(cfg: Any, part: Any) -> tuple[config.Model | None, str]:
+def shape_of(cfg: Any, part: Any) -> tuple[config.Model | None, str]:
   """The decoder of a stage, and a note where it is unknown or assumed."""
   if isinstance(cfg, config.Pipeline):
     vocab_size = cfg.pretrain.model.vocab_size or cfg.prepare.vocab_size

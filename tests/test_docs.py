@@ -27,7 +27,7 @@ def test_commands_exist(module, words, monkeypatch):
   if module.startswith("experiments."):
     argv = [module, *shlex.split(words, comments=True)]
     stage = module.partition(".")[2]
-    path = _launch._config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
+    path = _launch.config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
     if stage != "custom_loss":
       monkeypatch.chdir(ROOT)
       _launch.check_overrides(argv[1:], _launch.load_config(path))

@@ -18,6 +18,7 @@ import numpy as np
 
 from llm_jax.errors import UserError
 from llm_jax.train import metrics as metrics_lib
+from llm_jax.train import monitor, profile
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.parallel import Placement
 from llm_jax.types import Batch, Mean, TrainState
@@ -141,7 +142,7 @@ def fit(
     step_fn: `place.compile(make_train_step(...))`.
     state: a new state, as `place.init` makes it; its memory is given up.
     feed, place: where batches come from, and where arrays live.
-    workdir: gets metrics.jsonl, tb/ and checkpoints/.
+    workdir: gets metrics.jsonl, tb/, checkpoints/ and, where it is asked for, profile/.
     steps: updates in all.
     log_every: updates per row of metrics, each the average over them.
     eval_every: updates between evaluations, 0: none. There is one at the end, too.
@@ -163,7 +164,7 @@ def fit(
       return state
     with contextlib.closing(metrics_lib.MetricsWriter(run.workdir, start)) as writer:
       run.begin(writer, start, steps, saved)
-      with contextlib.closing(run.progress):
+      with contextlib.closing(run.progress), run.watch:
         for step in range(start + 1, steps + 1):
           state = run.advance(step_fn, state, step)
           stop, last = signals.received, step == steps
@@ -185,6 +186,7 @@ class _Run:
     self.sums: dict[str, Mean] | None = None  # Metrics since the last row, on the devices.
     self.flight: tuple | None = None  # The step whose metrics were not read yet.
     self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, False
+    self.recompilations, self.watch = monitor.Recompilations(name), profile.Watch(workdir, name)
 
   def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
     if checkpoints.latest_step() is None:
@@ -196,6 +198,7 @@ class _Run:
     state, extra = state.replace(**self.place.replicate(restored[0])), restored[1]
     start = int(self.place.fetch(state.step))
     print(f"{self.name}: goes on from step {start}", file=sys.stderr, flush=True)
+    self.watch.begin(start)
     return state, start, extra
 
   def begin(self, writer, start: int, steps: int, saved: dict) -> None:
@@ -206,10 +209,13 @@ class _Run:
       self.sums = sums or None
 
   def advance(self, step_fn: Callable, state: TrainState, step: int) -> TrainState:
+    self.watch.before(step, state)
     before = time.monotonic()
-    batch = self.place.batch(self.feed.next(state))
+    with profile.mark("feed"):
+      batch = self.place.batch(self.feed.next(state))
     self.waited += time.monotonic() - before
-    state, metrics = step_fn(state, batch)
+    with self.recompilations.watch(step, batch):
+      state, metrics = step_fn(state, batch)
     # On the devices: the host learns of a sum only when it is logged.
     self.sums, alive = _add(self.sums or metrics, metrics, self.sums is not None)
     self.land()
@@ -225,6 +231,7 @@ class _Run:
     if not self.warm:  # The first step compiles: it is no measure of the others.
       jax.block_until_ready(alive)
       self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, True
+    self.clock += self.watch.after(step, state)  # Not the steps' time.
     return state
 
   def land(self) -> None:
@@ -269,6 +276,9 @@ class _Run:
       if self.tokens_per_step:
         row["time/tokens_per_second"] = self.tokens_per_step * self.counted / elapsed
         note += f", {row['time/tokens_per_second']:,.0f} tokens/s"
+    if self.recompilations.count:
+      row["time/recompilations"] = self.recompilations.count
+    row |= monitor.memory()
     row["time/unix"] = time.time()
     self.writer.write(step, row)
     self.progress.note(note)
@@ -277,7 +287,8 @@ class _Run:
   def evaluate(self, step: int, evaluate: Callable, state: TrainState) -> None:
     self.land()
     began = time.monotonic()
-    values = {f"eval/{k}": float(v) for k, v in evaluate(state).items()}
+    with profile.mark("evaluate"):
+      values = {f"eval/{k}": float(v) for k, v in evaluate(state).items()}
     self.writer.write(step, values | {"time/eval": time.monotonic() - began})
     self.clock += time.monotonic() - began  # Not the steps' time.
 
@@ -293,7 +304,8 @@ class _Run:
     sums = {} if self.sums is None else self.place.fetch(self.sums)
     sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
     extra = {"feed": self.feed.get_state(), "sums": sums}
-    checkpoints.save(step, _changing(self.place.unreplicate(state)), extra)
+    with profile.mark("save"):
+      checkpoints.save(step, _changing(self.place.unreplicate(state)), extra)
     self.clock += time.monotonic() - began
 
 

@@ -21,9 +21,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def rows(workdir):
-  """The rows of a run without wall times."""
+  """The rows of a run without wall times and memory."""
   return [
-    {k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics.read(workdir)
+    {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
+    for row in metrics.read(workdir)
   ]
 
 

@@ -45,7 +45,8 @@ class Model:
   tied: bool = True
   tied_scale: float = 0.0  # Of the states before a tied head (T5); 0: 1.
   encoder_layers: int = 0  # Of an encoder-decoder; 0: a decoder alone.
-  attention: str = "xla"  # xla | xla_chunked: whether all scores of a row exist at once.
+  attention: str = "auto"  # auto | xla | xla_chunked | cudnn: what computes it (docs/models.md).
+  attention_segments: int = 64  # Most texts of a row under cudnn; 1: rows are not packed.
   dropout: float = 0.0
   scan: bool = False  # lax.scan over layers: flat compile time, stacked parameters.
   remat: str = "none"  # none | full | dots

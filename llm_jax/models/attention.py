@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.models.dot_product import NO_WINDOW, attention
-from llm_jax.models.layers import Norm, dense
+from llm_jax import sharding
+from llm_jax.models import context_parallel
+from llm_jax.models.dot_product import NO_WINDOW
+from llm_jax.models.layers import Norm, dense, rows_of, stream_of, within
 from llm_jax.models.positions import Bias, rotate
 
 
@@ -43,8 +46,8 @@ class Context(NamedTuple):
     local_rope: those of layers with a window, where they differ, or None.
     bias: [B or 1, H, T or 1, S] float32 to add to the scores, or what makes it, or None.
     segments: [B, T] int32 of the queries, or None: one segment.
-    key_segments: [B, S] int32 of the keys, or None.
-    start: slot of the first query among the keys; 0 without a cache.
+    key_segments: [B, S] int32 of the keys; None: those of the queries.
+    start: slot of the first query among the keys; None: 0, known as such whatever traces the layer.
   """
 
   rope: tuple[jax.Array, jax.Array] | None
@@ -52,7 +55,7 @@ class Context(NamedTuple):
   bias: jax.Array | Bias | None
   segments: jax.Array | None
   key_segments: jax.Array | None
-  start: jax.Array | int
+  start: jax.Array | int | None
 
 
 class Attention(nn.Module):
@@ -75,6 +78,7 @@ class Attention(nn.Module):
     dtype: compute dtype.
     causal: whether later keys are out of sight.
     backend: see `dot_product.attention`; where there is a cache, "xla".
+    max_segments: see `dot_product.attention`.
   """
 
   heads: int
@@ -92,6 +96,7 @@ class Attention(nn.Module):
   dtype: str = "float32"
   causal: bool = True
   backend: str = "xla"
+  max_segments: int = 64
 
   @nn.compact
   def __call__(self, x_BTD, context: Context, kv=None, window=NO_WINDOW, memory=None):
@@ -107,10 +112,11 @@ class Attention(nn.Module):
     Returns:
       [B, T, D], and the updated pair.
     """
-    batch, length, width = x_BTD.shape
+    batch, _, width = x_BTD.shape
+    start = 0 if context.start is None else context.start
     layer = functools.partial(dense, dtype=self.dtype)
-    x_MD = x_BTD.reshape(-1, width)  # One row axis: the backward matmul needs no transposition.
-    source_MD = x_MD if memory is None else memory.reshape(-1, width)
+    x_MD = rows_of(x_BTD)
+    source_MD = x_MD if memory is None else rows_of(memory)
 
     def project(name: str, heads: int, axis: str, x_MD: jax.Array) -> jax.Array:
       # Scores start with variance 1 whatever their scale is, as in T5.
@@ -118,9 +124,10 @@ class Attention(nn.Module):
       scale = self.head_dim**-0.5 / self.scale if fixed else 1.0
       bias = self.bias or self.qkv_bias
       own = layer(heads * self.head_dim, ("embed", axis), bias=bias, scale=scale, name=name)
-      y = own(x_MD)
-      y = jnp.clip(y, -self.qkv_clip, self.qkv_clip) if self.qkv_clip else y
-      return y.reshape(batch, -1, heads, self.head_dim)
+      y_BTHK = own(x_MD).reshape(batch, -1, heads, self.head_dim)
+      y_BTHK = sharding.constrain(y_BTHK, ("batch", "length", axis, None))
+      y_BTHK = checkpoint_name(y_BTHK, name)
+      return jnp.clip(y_BTHK, -self.qkv_clip, self.qkv_clip) if self.qkv_clip else y_BTHK
 
     q_BTHK = project("q", self.heads, "heads", x_MD)
     k_BTNK = project("k", self.kv_heads, "kv", source_MD)
@@ -133,26 +140,28 @@ class Attention(nn.Module):
       q_BTHK, k_BTNK = rotate(q_BTHK, *rope), rotate(k_BTNK, *rope)
     k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
     if kv is not None:
-      at = (0, 0, context.start, 0)
+      at = (0, 0, start, 0)
       k_BNSK = jax.lax.dynamic_update_slice(kv[0], k_BNSK.astype(kv[0].dtype), at)
       v_BNSK = jax.lax.dynamic_update_slice(kv[1], v_BNSK.astype(kv[1].dtype), at)
       kv = (k_BNSK, v_BNSK)
-    mixed_BTHK = attention(
+    mixed_BTHK = context_parallel.attend(
       q_BTHK,
       k_BNSK,
       v_BNSK,
       segments=context.segments,
       key_segments=context.key_segments,
-      start=context.start,
+      start=start,
       scale=self.scale,
       cap=self.cap,
       bias=context.bias,
       window=window,
       causal=self.causal,
       backend=self.backend if kv is None else "xla",
+      max_segments=self.max_segments,
     )
     out = layer(width, ("heads", "embed"), bias=self.bias, scale=self.out_scale, name="o")
-    return out(mixed_BTHK.reshape(batch * length, -1)).reshape(x_BTD.shape), kv
+    mixed = within(mixed_BTHK.reshape(*x_MD.shape[:-1], -1), "heads")
+    return checkpoint_name(stream_of(out(mixed), x_BTD.shape), "o"), kv
 
 
 def _rope(context: Context, window: jax.Array | int) -> tuple[jax.Array, jax.Array]:

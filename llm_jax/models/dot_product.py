@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from llm_jax.models import backends, flash
+from llm_jax.models.backends import NO_WINDOW
 from llm_jax.models.positions import Bias
-
-BACKENDS = ("xla", "xla_chunked")
-NO_WINDOW = 1 << 30  # Wider than any text.
 
 _MASKED = -1e30  # Finite, so that a row without any key is a plain average and never NaN.
 _UNROLLED = 32  # Blocks of queries that are written out, each with the keys that it may see.
@@ -34,6 +34,7 @@ def attention(
   causal: bool = True,
   backend: str = "xla",
   block: int = 128,
+  max_segments: int = 64,
 ) -> jax.Array:
   """Scaled dot-product attention, causal and within segments; softmax in float32.
 
@@ -45,39 +46,68 @@ def attention(
   Backends: "xla" makes all scores at once, [B, H, T, S]. "xla_chunked" makes those of `block`
   queries at a time, again in the backward pass, so that memory grows with T and not with T S; keys
   that the causal mask or a window (a number, no array) hides from a whole block cost nothing.
+  "cudnn" is flash attention on NVIDIA GPUs, for causal self-attention without cap and bias; its
+  padding comes out as 0 (flash.py). "auto" takes one of them (`backends.choose`).
 
   Args:
     q: [B, T, H, K].
     k: [B, N, S, K], N divides H; query head h reads key-value head h // (H / N).
     v: [B, N, S, K].
     segments: [B, T] int32, or None: all tokens are one segment.
-    key_segments: [B, S] int32; None: `segments`, where T == S.
+    key_segments: [B, S] int32; None: `segments`, where T == S. "cudnn" takes None alone.
     start: [] int32, slot of the first query.
     scale: of the scores; 0: 1 / sqrt(K).
     cap: scores become cap tanh(score / cap) (Gemma 2, arXiv:2408.00118, eq. 1); 0: none.
     bias: [B or 1, H, T or 1, S] float32, added to the scores, or what makes it block by block.
     window: tokens that a query sees, its own included (Beltagy et al. 2020, arXiv:2004.05150).
     causal: False: later keys are seen too.
-    backend: one of `BACKENDS`.
+    backend: one of `backends.BACKENDS`.
     block: queries at a time of "xla_chunked".
+    max_segments: of a row, for "cudnn" alone; a row with more comes out as NaN.
 
   Returns:
     [B, T, H, K] of q's dtype.
 
   Raises:
     ValueError: if the shapes do not fit together, or there is no such backend.
+    UserError: if the backend cannot do what is asked.
   """
+  own = key_segments is None and isinstance(start, int) and start == 0
   key_segments = segments if key_segments is None else key_segments
   _check(q, k, v, segments, key_segments)
-  if backend not in BACKENDS:
-    raise ValueError(f'there is no attention backend "{backend}"; there are {", ".join(BACKENDS)}')
+  request = backends.Request(
+    backend=backend,
+    batch=q.shape[0],
+    length=q.shape[1],
+    keys=k.shape[2],
+    heads=q.shape[2],
+    kv_heads=k.shape[1],
+    width=q.shape[3],
+    dtype=str(q.dtype),
+    packed=segments is not None,
+    max_segments=max_segments,
+    own=own and q.shape[1] == k.shape[2],
+    scale=scale,
+    cap=cap,
+    bias=bias is not None,
+    window=window if isinstance(window, int) else None,
+    causal=causal,
+  )
+  backend = backends.choose(request)
+  scale = scale if scale else q.shape[3] ** -0.5
+  if backend == "cudnn":
+    return flash.attention(
+      q, k, v, segments, scale=scale, window=int(window), max_segments=max_segments
+    )
   # Plain batched matrix products, heads ahead of time: on a CPU other orders are slower backward.
-  q_BHTK = (q * (scale if scale else q.shape[3] ** -0.5)).swapaxes(1, 2)
+  q_BHTK = (q * scale).swapaxes(1, 2)
   given = _Given(q_BHTK, k, v, segments, key_segments, bias, start, window)
   attend = functools.partial(_attend, cap=cap, causal=causal)
   if backend == "xla" or q.shape[1] <= block:
-    return attend(given, 0, q.shape[1], 0, k.shape[2]).swapaxes(1, 2)
-  return _by_blocks(attend, given, causal, block).swapaxes(1, 2)
+    mixed_BHTK = attend(given, 0, q.shape[1], 0, k.shape[2])
+  else:
+    mixed_BHTK = _by_blocks(attend, given, causal, block)
+  return checkpoint_name(mixed_BHTK, "attention").swapaxes(1, 2)
 
 
 class _Given(NamedTuple):

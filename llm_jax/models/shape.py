@@ -5,7 +5,7 @@ import math
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
-from llm_jax.models import dot_product, layers, positions
+from llm_jax.models import backends, layers, positions
 
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
@@ -14,7 +14,7 @@ _CHOICES = {
   "alibi": ("mpt", "falcon"),
   "mlp": ("gated", "plain"),
   "activation": ("", *layers.ACTIVATIONS),
-  "attention": dot_product.BACKENDS,
+  "attention": backends.BACKENDS,
   "remat": ("none", "full", "dots"),
   "dtype": ("float32", "bfloat16", "float16"),
 }
@@ -65,6 +65,33 @@ def _check(cfg: config.Model) -> None:
     raise UserError(f"config.model.windows={cfg.windows} must not be negative; 0 sees all tokens")
   if cfg.position == "rope":
     _check_rope(cfg)
+  _check_attention(cfg)
+
+
+def _check_attention(cfg: config.Model) -> None:
+  """What no machine can do is found here; what this one cannot, where it is to be computed."""
+  if cfg.attention_segments < 1:
+    raise UserError(
+      f"config.model.attention_segments must be at least 1, got {cfg.attention_segments}"
+    )
+  if cfg.attention != "cudnn":
+    return
+  backends.refuse(
+    backends.Request(
+      backend=cfg.attention,
+      batch=1,
+      length=1,
+      keys=1,
+      heads=cfg.heads,
+      kv_heads=cfg.kv_heads or cfg.heads,
+      width=cfg.head_dim or cfg.dim // cfg.heads,
+      dtype=cfg.dtype,
+      cap=cfg.attention_cap,
+      bias=cfg.position in ("alibi", "relative"),
+      window=None if cfg.scan and len(set(cfg.windows)) > 1 else backends.NO_WINDOW,
+      causal=not cfg.encoder_layers,
+    )
+  )
 
 
 def _check_rope(cfg: config.Model) -> None:

@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import config
+from llm_jax import config, sharding
 from llm_jax.errors import UserError
-from llm_jax.models import layers, lora
+from llm_jax.models import backends, layers, lora
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
 from llm_jax.models.language_model import LanguageModel
@@ -44,7 +44,7 @@ class Block(nn.Module):
       x_BTD: [B, T, D].
       context: what all layers share.
       kv: this layer's (keys, values) of a cache, or None.
-      window: tokens that it sees.
+      window: tokens that it sees; None: as many as in all layers.
       memory: [B, S, D], an encoder's output, if `cross`.
       seen: the context of attention to it.
 
@@ -52,6 +52,7 @@ class Block(nn.Module):
       [B, T, D], and the updated pair.
     """
     cfg = self.cfg
+    window = only_window(cfg) if window is None else window
     normed_BTD = self._norm("attention_norm")(x_BTD)
     y_BTD, kv = self._attention("attention", self.causal)(normed_BTD, context, kv, window)
     y_BTD = self._finish(y_BTD, "attention_post_norm")
@@ -68,7 +69,7 @@ class Block(nn.Module):
     )
     z_BTD = self._finish(feed(normed_BTD), "mlp_post_norm")
     x_BTD = x_BTD + y_BTD + z_BTD if cfg.parallel else x_BTD + z_BTD
-    return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation")), kv
+    return sharding.constrain(x_BTD, ("batch", "stream", None)), kv
 
   @property
   def _out_scale(self) -> float:
@@ -97,6 +98,7 @@ class Block(nn.Module):
       dtype=cfg.dtype,
       causal=causal,
       backend=cfg.attention,
+      max_segments=cfg.attention_segments,
       name=name,
     )
 
@@ -104,6 +106,12 @@ class Block(nn.Module):
     """What is done to a branch before it joins the stream."""
     y_BTD = self._norm(name)(y_BTD) if self.cfg.post_norm else y_BTD
     return nn.Dropout(self.cfg.dropout, deterministic=not self.has_rng("dropout"))(y_BTD)
+
+
+def only_window(cfg: config.Model) -> int | None:
+  """Returns the tokens that each layer sees, a number of the program; None if layers differ."""
+  windows = set(cfg.windows) or {0}
+  return (windows.pop() or NO_WINDOW) if len(windows) == 1 else None
 
 
 def make_norm(cfg: config.Model, name: str | None = None) -> layers.Norm:
@@ -183,16 +191,20 @@ class Transformer(LanguageModel):
       segments = jnp.ones_like(tokens) if segments is None else segments
       key_segments = jax.lax.dynamic_update_slice(cache.segments, segments, (0, start))
       key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
-    x_BTD = jnp.take(self.embedding, tokens, axis=0)
-    if cfg.position == "learned":
-      x_BTD = x_BTD + jnp.take(self.position_embedding, positions, axis=0)
-    x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype)) * jnp.asarray(cfg.embedding_scale, cfg.dtype)
+    learned = cfg.position == "learned"
+    x_BTD = layers.look_up(self.embedding, tokens, "float32" if learned else cfg.dtype)
+    if learned:
+      x_BTD = x_BTD + layers.look_up(self.position_embedding, positions, "float32")
+    x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype))
+    x_BTD = x_BTD * jnp.asarray(cfg.embedding_scale, cfg.dtype)
     x_BTD = self.embedding_dropout(x_BTD, deterministic=not self.has_rng("dropout"))
-    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation"))
+    x_BTD = sharding.constrain(x_BTD, ("batch", "stream", None))
     bias = self._bias(positions, key_positions)
-    if bias is not None and (cfg.attention == "xla" or cache is not None):
+    whole = cache is not None or backends.at_once(cfg.attention, tokens.shape[1])
+    if bias is not None and whole:
       bias = bias.array()  # Once for all layers.
-    context = Context(*self._ropes(positions), bias, segments, key_segments, start)
+    own = (None, None) if cache is None else (key_segments, start)
+    context = Context(*self._ropes(positions), bias, segments, *own)
     x_BTD, keys_values = self._run_blocks(x_BTD, context, cache)
     hidden_BTD = self.final_norm(x_BTD)
     if cache is None:
@@ -252,7 +264,7 @@ class Transformer(LanguageModel):
       block,
       variable_axes={"params": 0, lora.KEY: 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast, 0, 0 if cfg.windows else nn.broadcast),
+      in_axes=(nn.broadcast, 0, nn.broadcast if only_window(cfg) else 0),
       length=cfg.layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
@@ -261,7 +273,7 @@ class Transformer(LanguageModel):
   def _run_blocks(self, x_BTD, context, cache):
     windows = self.windows()
     if self.cfg.scan:
-      per_layer = jnp.array(windows) if self.cfg.windows else NO_WINDOW
+      per_layer = None if only_window(self.cfg) else jnp.array(windows)
       own = None if cache is None else (cache.keys, cache.values)
       return self.blocks(x_BTD, context, own, per_layer)
     pairs = []

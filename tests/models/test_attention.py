@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.models.attention import Attention, Context
-from llm_jax.models.attention import attention as plain_attention
+from llm_jax.models.dot_product import attention as plain_attention
 
 B, T, H, K = 2, 7, 4, 8
 attention = jax.jit(plain_attention)

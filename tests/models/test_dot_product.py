@@ -85,7 +85,7 @@ def test_queries_that_begin_later(start):
 
 
 def test_no_such_backend():
-  with pytest.raises(ValueError, match='no attention backend "flash"; there are xla, xla_chunked'):
+  with pytest.raises(ValueError, match='no attention backend "flash"; there are auto, xla'):
     attention(normal(1, B, T, H, K), *[normal(2, B, H, T, K)] * 2, backend="flash")
 
 

@@ -12,7 +12,7 @@ from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.losses.stats import token_stats
 from llm_jax.models import positions
-from llm_jax.models.attention import attention
+from llm_jax.models.dot_product import attention
 from llm_jax.models.transformer import Transformer, logits_of
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm_jax import config
-from llm_jax.scaling import flops
+from llm_jax.scaling import budget, flops
 
 
 class Passes(NamedTuple):
@@ -25,7 +26,7 @@ class Passes(NamedTuple):
   frozen: int = 0
 
 
-HEADINGS = ("stage", "parameters", "tokens", "FLOPs", "state", "activations", "logits")
+HEADINGS = ("stage", "parameters", "tokens", "FLOPs", "state", "activations")
 
 
 def describe(stage: str, cfg: Any) -> str:
@@ -39,8 +40,9 @@ def describe(stage: str, cfg: Any) -> str:
       rows.append(_row(name, part, shape))
   text = json.dumps(dataclasses.asdict(cfg), indent=2)
   if rows:
-    text += "\n\n" + _table([HEADINGS, *rows])
-    text += "\nstate: weights, gradients, Adam moments, frozen copies; activations: estimated"
+    text += "\n\n" + table([HEADINGS, *rows])
+    text += "\nstate: weights, gradients, moments, frozen copies; activations: an estimate; both on"
+    text += " one device; python -m tools.plan has them by part and over a mesh"
   text = "\n".join([text, *dict.fromkeys(notes)])
   return "\n\n".join([text, *filter(None, map(_mixture, trained.values()))])
 
@@ -112,8 +114,13 @@ def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:
   if inputs:
     forward = flops.seq2seq_forward_flops(shape, inputs, length)
   count = flops.parameters(shape)
-  memory = flops.train_bytes(shape, part.batch * use.sequences // part.accum, length + inputs)
-  state = memory.state * use.trained + 4 * count * use.frozen
+  own_rows = part.batch * use.sequences // part.accum
+  roles = budget.Roles(use.trained, use.frozen)
+  memory = budget.memory(
+    shape, config.Mesh(data=1), 1, rows=own_rows, length=length + inputs,
+    optimizer=part.optimizer.name, roles=roles,
+  )  # fmt: skip
+  state = memory.parameters + memory.gradients + memory.moments + memory.frozen
   adapter = getattr(part, "lora", config.Lora())
   if adapter.rank:  # The reference is the model without it.
     state = 4 * count + 16 * flops.adapter_parameters(shape, adapter)
@@ -122,7 +129,7 @@ def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:
     f"{count:,}",
     f"{tokens:,}",
     f"{rows * forward * use.forwards:.2e}",
-    *(f"{size / 2**20:,.0f} MiB" for size in (state, memory.activations, memory.logits)),
+    *(f"{size / 2**20:,.0f} MiB" for size in (state, memory.kept + memory.working)),
   )
 
 
@@ -138,7 +145,8 @@ def _lengths(part: config.Stage, shape: config.Model) -> tuple[int, int]:
   return part.length, getattr(part, "input_length", 0) or part.length
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells with their columns in line."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   return "\n".join(
     "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows

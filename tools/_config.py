@@ -10,7 +10,7 @@ from llm_jax.errors import UserError, nearest
 
 
 def configured(tool: str, words: Sequence[str], known: Sequence[str], stage: str) -> Any:
-  """Returns the config that the words give.
+  """Returns the config that the words give, valid.
 
   Args:
     tool: the program's name.
@@ -21,6 +21,13 @@ def configured(tool: str, words: Sequence[str], known: Sequence[str], stage: str
   Raises:
     UserError: for what experiments refuse too.
   """
+  cfg = command(tool, words, known, stage).cfg
+  _launch.validate(cfg)
+  return cfg
+
+
+def command(tool: str, words: Sequence[str], known: Sequence[str], stage: str) -> _launch.Command:
+  """Returns the command line of `configured`, its config not yet checked."""
   for word in words:
     if word.startswith("-") and not word.lstrip("-").startswith(("config", "noconfig")):
       name = word.lstrip("-").partition("=")[0]
@@ -29,6 +36,4 @@ def configured(tool: str, words: Sequence[str], known: Sequence[str], stage: str
   path = _launch.config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
   default = _launch.load_config(path)
   _launch.check_overrides(words, default)
-  cfg = _launch.parse(argv, path, default, flags.FlagValues()).cfg
-  _launch.validate(cfg)
-  return cfg
+  return _launch.parse(argv, path, default, flags.FlagValues())

@@ -27,19 +27,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from experiments import _launch, _plan
 from llm_jax import config, spec
-from llm_jax.errors import UserError, nearest
+from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.transformer import Transformer
-from llm_jax.scaling import devices, flops
+from llm_jax.scaling import budget, devices, flops
 from llm_jax.stages import training
 from llm_jax.train import monitor, optim, parallel, profile, trace
 from llm_jax.train.step import make_train_step, state_maker
 from llm_jax.types import Batch
-from tools import bench_train
+from tools import _config, bench_train
 
 _MEMORY = {
   "arguments": "argument_size_in_bytes",
@@ -83,19 +82,11 @@ def configured(words: list[str], size: str | None = None) -> tuple[config.Pretra
   Raises:
     UserError: for what experiments refuse too, another stage's config, or an encoder-decoder.
   """
-  for word in words:
-    if word.startswith("-") and not word.lstrip("-").startswith(("config", "noconfig")):
-      known = ("config", "size", "steps", "traced", "json", "out")
-      name = word.lstrip("-").partition("=")[0]
-      raise UserError(f"unknown flag --{name}{nearest(name, known)}")
-  argv = ["tools.profile_step", *words]
-  path = _launch.config_path(argv) or str(_launch.CONFIGS / "pretrain.py")
-  default = _launch.load_config(path)
-  if not isinstance(default, config.Pretrain):
-    raise UserError(f"--config={path}: a config of experiments.pretrain is needed")
-  _launch.check_overrides(words, default)
-  command = _launch.parse(argv, path, default, flags.FlagValues())
+  known = ("size", "steps", "traced", "json", "out")
+  command = _config.command("tools.profile_step", words, known, "pretrain")
   cfg = command.cfg
+  if not isinstance(cfg, config.Pretrain):
+    raise UserError("--config: a config of experiments.pretrain is needed")
   if size:
     model, cfg.batch, cfg.length = bench_train.SIZES[size]
     cfg.model = dataclasses.replace(model)
@@ -200,7 +191,9 @@ def memory(compiled: Any, cfg: config.Pretrain) -> dict[str, int]:
   found = {name: int(getattr(analysis, field, 0)) for name, field in _MEMORY.items()}
   found["in all"] = sum(found.values()) - 2 * found["aliased"]
   rows = max(1, cfg.batch // cfg.accum // jax.device_count())
-  found["closed form, unsharded"] = flops.train_bytes(cfg.model, rows, cfg.length).total
+  alone = dataclasses.replace(cfg.mesh, kind="mesh", data=1, fsdp=1, sequence=1, tensor=1)
+  planned = budget.memory(cfg.model, alone, 1, rows=rows, length=cfg.length)
+  found["closed form, unsharded"] = planned.total
   return found
 
 

@@ -1,5 +1,11 @@
 """Scaled dot-product attention as a function, by backends that give the same.
 
+"xla" makes all scores at once, [B, H, T, S]. "xla_chunked" makes those of a block of queries at a
+time, again in the backward pass, so that memory grows with T and not with T S; keys that the causal
+mask or a window (a number, no array) hides from a whole group of blocks cost nothing. "cudnn" is
+flash attention on NVIDIA GPUs, for causal self-attention without cap and bias; its padding comes out
+as 0 (flash.py). "auto" takes one of them (`backends.choose`).
+
 Shape letters: B batch, T queries, S keys, H heads, N key-value heads, G = H / N queries per
 key-value head, Q = G T, K head width; t and s: those of one block.
 """
@@ -16,7 +22,7 @@ from llm_jax.models.backends import NO_WINDOW
 from llm_jax.models.positions import Bias
 
 _MASKED = -1e30  # Finite, so that a row without any key is a plain average and never NaN.
-_UNROLLED = 32  # Blocks of queries that are written out, each with the keys that it may see.
+_GROUPS = 8  # Of queries that are written out, each with the keys that it may see.
 
 
 def attention(
@@ -42,12 +48,6 @@ def attention(
   Padding is segment 0: it sees padding only, and nothing else sees it, so no row of a
   self-attention is ever empty. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads:
   Ainslie et al. 2023, arXiv:2305.13245. Key-value heads are not repeated in memory.
-
-  Backends: "xla" makes all scores at once, [B, H, T, S]. "xla_chunked" makes those of `block`
-  queries at a time, again in the backward pass, so that memory grows with T and not with T S; keys
-  that the causal mask or a window (a number, no array) hides from a whole block cost nothing.
-  "cudnn" is flash attention on NVIDIA GPUs, for causal self-attention without cap and bias; its
-  padding comes out as 0 (flash.py). "auto" takes one of them (`backends.choose`).
 
   Args:
     q: [B, T, H, K].
@@ -75,38 +75,29 @@ def attention(
   own = key_segments is None and isinstance(start, int) and start == 0
   key_segments = segments if key_segments is None else key_segments
   _check(q, k, v, segments, key_segments)
-  request = backends.Request(
-    backend=backend,
-    batch=q.shape[0],
-    length=q.shape[1],
-    keys=k.shape[2],
-    heads=q.shape[2],
-    kv_heads=k.shape[1],
-    width=q.shape[3],
-    dtype=str(q.dtype),
-    packed=segments is not None,
-    max_segments=max_segments,
-    own=own and q.shape[1] == k.shape[2],
-    scale=scale,
-    cap=cap,
-    bias=bias is not None,
-    window=window if isinstance(window, int) else None,
-    causal=causal,
-  )
+  request = backends.Request.of(
+    q, k, backend=backend, packed=segments is not None, max_segments=max_segments, own=own,
+    scale=scale, cap=cap, bias=bias is not None, window=window, causal=causal,
+  )  # fmt: skip
+  given = _Given(q, k, v, segments, key_segments, bias, start, window)
+  return _by_backend(request, given, block)
+
+
+def _by_backend(request: backends.Request, given: "_Given", block: int) -> jax.Array:
+  """[B, T, H, K]; q is not scaled yet, and still [B, T, H, K]."""
   backend = backends.choose(request)
-  scale = scale if scale else q.shape[3] ** -0.5
+  scale = request.scale if request.scale else request.width**-0.5
   if backend == "cudnn":
     return flash.attention(
-      q, k, v, segments, scale=scale, window=int(window), max_segments=max_segments
+      *given[:4], scale=scale, window=request.window, max_segments=request.max_segments
     )
   # Plain batched matrix products, heads ahead of time: on a CPU other orders are slower backward.
-  q_BHTK = (q * scale).swapaxes(1, 2)
-  given = _Given(q_BHTK, k, v, segments, key_segments, bias, start, window)
-  attend = functools.partial(_attend, cap=cap, causal=causal)
-  if backend == "xla" or q.shape[1] <= block:
-    mixed_BHTK = attend(given, 0, q.shape[1], 0, k.shape[2])
+  given = given._replace(q=(given.q * scale).swapaxes(1, 2))
+  attend = functools.partial(_attend, cap=request.cap, causal=request.causal)
+  if backend == "xla" or request.length <= block:
+    mixed_BHTK = attend(given, 0, request.length, 0, request.keys)
   else:
-    mixed_BHTK = _by_blocks(attend, given, causal, block)
+    mixed_BHTK = _by_blocks(attend, given, request.causal, block)
   return checkpoint_name(mixed_BHTK, "attention").swapaxes(1, 2)
 
 
@@ -124,22 +115,34 @@ class _Given(NamedTuple):
 
 
 def _by_blocks(attend, given: _Given, causal: bool, block: int) -> jax.Array:
-  """[B, H, T, K], `block` queries at a time."""
+  """[B, H, T, K], `block` queries at a time, in groups of blocks that see the same keys."""
   length, keys = given.q.shape[2], given.k.shape[2]
   placed = isinstance(given.start, int)
   window = given.window if isinstance(given.window, int) else NO_WINDOW
-  if length > _UNROLLED * block:
-    return _scanned(attend, given, block)
+  group = block * -(-length // (block * _GROUPS))
   parts = []
-  for first in range(0, length, block):
-    size = min(block, length - first)
+  for first in range(0, length, group):
+    size = min(group, length - first)
     low, high = 0, keys
     if placed and causal:
       high = min(keys, given.start + first + size)
     if placed:
       low = max(0, given.start + first - window + 1)
-    parts.append(_again(attend, given)(first, size, low, high))
+    parts += _group(_again(attend, given), first, size, low, high, block)
   return jnp.concatenate(parts, axis=2)
+
+
+def _group(once, first: int, size: int, low: int, high: int, block: int) -> list[jax.Array]:
+  """`size` queries, their blocks in a loop: two of them never have their scores at a time."""
+  whole = size // block * block
+  if whole <= block:
+    return [once(first + i, min(block, size - i), low, high) for i in range(0, size, block)]
+  starts = jnp.arange(first, first + whole, block)
+  blocks = jax.lax.map(lambda i: once(i, block, low, high), starts)
+  joined = jnp.moveaxis(blocks, 0, 2)  # [n, B, H, t, K] -> [B, H, n, t, K]
+  joined = joined.reshape(*joined.shape[:2], whole, joined.shape[-1])
+  rest = [once(first + whole, size - whole, low, high)] if size > whole else []
+  return [joined, *rest]
 
 
 def _again(attend, given: _Given):
@@ -151,29 +154,6 @@ def _again(attend, given: _Given):
     return once(given._replace(start=None, window=None), first)
 
   return call
-
-
-def _scanned(attend, given: _Given, block: int) -> jax.Array:
-  """As many blocks as there are, in a loop: each sees all keys."""
-  length, keys = given.q.shape[2], given.k.shape[2]
-  short = -length % block
-  pad = lambda x, axis: jnp.pad(  # noqa: E731
-    x, [(0, short if i == axis else 0) for i in range(x.ndim)]
-  )
-  bias = given.bias
-  if isinstance(bias, Bias):
-    bias = bias.replace(queries=pad(bias.queries, 1))
-  elif bias is not None and bias.shape[2] > 1:
-    bias = pad(bias, 2)
-  segments = None if given.segments is None else pad(given.segments, 1)
-  key_segments = given.key_segments
-  padded = given._replace(
-    q=pad(given.q, 2), segments=segments, key_segments=key_segments, bias=bias
-  )
-  once = _again(attend, padded)
-  parts = jax.lax.map(lambda i: once(i, block, 0, keys), jnp.arange(0, length + short, block))
-  whole = jnp.moveaxis(parts, 0, 2)  # [n, B, H, t, K] -> [B, H, n, t, K]
-  return whole.reshape(*whole.shape[:2], -1, whole.shape[-1])[:, :, :length]
 
 
 def _attend(given: _Given, first, size: int, low: int, high: int, *, cap: float, causal: bool):

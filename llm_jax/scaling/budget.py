@@ -7,6 +7,7 @@ from llm_jax.config import Mesh, Model
 from llm_jax.scaling import flops
 
 GIB = 2**30
+LONG = 1024  # Tokens of a row above which attention goes by blocks if it is "auto".
 # Float32 numbers that an optimizer keeps for each parameter; Adafactor's rows and columns are few.
 MOMENTS = {"adamw": 2, "muon": 2, "lion": 1, "adafactor": 0, "schedule_free": 2}
 
@@ -90,40 +91,53 @@ def memory(
   size, width = flops.BYTES[cfg.dtype], flops.head_width(cfg)
   weights = 4 * math.ceil(flops.parameters(cfg) / (fsdp * tensor))
   moments = MOMENTS[optimizer] * weights // (data if mesh.zero else 1)
-  heads, kv = math.ceil(cfg.heads / tensor), math.ceil(flops.kv_heads(cfg) / tensor)
-  inner = math.ceil(flops.mlp_width(cfg) / tensor)
   own_rows = math.ceil(rows / (data * fsdp))
-  tokens, stream = own_rows * length // sequence, own_rows * length // (sequence * tensor)
-  projected = (heads + 2 * kv) * width
-  # Of one token in one layer: what each part of it reads again in its backward pass.
-  outside = size * 6 * cfg.dim
-  inside = size * (2 * projected + heads * width + inner * (4 if cfg.mlp == "gated" else 3))
-  by_blocks = cfg.attention != "xla"
-  scores = own_rows * heads * length * (block if by_blocks else length // sequence) * (4 + size)
-  layer = stream * outside + tokens * inside
-  if not by_blocks:
-    layer += scores
-  if cfg.remat in ("none", ""):
-    kept = cfg.layers * layer
-  else:
-    kept = cfg.layers * stream * size * cfg.dim
-    kept += cfg.layers * tokens * size * _named(cfg.remat, projected, heads * width, inner, cfg.dim)
+  tokens = own_rows * length // sequence
+  layer, scores, kept = _activations(cfg, own_rows, length, sequence, tensor, block)
   kernels = size * 2 * math.ceil(flops.layer_matmuls(cfg) / tensor)
-  table = math.ceil(cfg.vocab_size / tensor) * cfg.dim
-  logits = 3 * 4 * min(chunk, tokens) * math.ceil(cfg.vocab_size / tensor)
-  # A layer with its gradients, the states before and behind the head in float32.
-  working = 2 * layer + (scores if by_blocks else 0) + 2 * 4 * tokens * cfg.dim + logits
-  each = math.ceil(cached / (data * fsdp))
+  vocabulary = math.ceil(cfg.vocab_size / tensor)
+  # A layer with its gradients, the states before and behind the head in float32, and logits.
+  working = 2 * layer + scores + 2 * 4 * tokens * cfg.dim + 3 * 4 * min(chunk, tokens) * vocabulary
+  own_cached = math.ceil(cached / (data * fsdp)) * math.ceil(flops.kv_heads(cfg) / tensor)
   return Memory(
     parameters=roles.trained * weights,
     gradients=weights,
     moments=roles.trained * moments,
     frozen=roles.frozen * weights,
-    gathered=kernels + (2 * size + 4) * table,
+    gathered=kernels + (2 * size + 4) * vocabulary * cfg.dim,
     kept=kept,
     working=working,
-    cache=2 * each * cfg.layers * kv * width * size,
+    cache=2 * own_cached * cfg.layers * width * size,
   )
+
+
+def _activations(
+  cfg: Model, rows: int, length: int, sequence: int, tensor: int, block: int
+) -> tuple[int, int, int]:
+  """Bytes of all that one layer makes, of scores that it makes again, and of what all layers keep.
+
+  The rows are a device's; a row of `length` is split over `sequence`, and features over `tensor`.
+  """
+  size, width = flops.BYTES[cfg.dtype], flops.head_width(cfg)
+  heads, kv = math.ceil(cfg.heads / tensor), math.ceil(flops.kv_heads(cfg) / tensor)
+  inner = math.ceil(flops.mlp_width(cfg) / tensor)
+  tokens, stream = rows * length // sequence, rows * length // (sequence * tensor)
+  projected = (heads + 2 * kv) * width
+  # What each part of a layer reads again in its backward pass. Residual stream, norms and outputs
+  # of both halves; projections before and after the rotation; the inner arrays of the MLP.
+  outside = size * 6 * cfg.dim
+  inside = size * (2 * projected + heads * width + inner * (4 if cfg.mlp == "gated" else 3))
+  layer = stream * outside + tokens * inside
+  # Scores in float32, and the weights.
+  by_blocks = not (cfg.attention == "xla" or (cfg.attention == "auto" and length <= LONG))
+  scores = rows * heads * length * (block if by_blocks else length // sequence) * (4 + size)
+  if not by_blocks:
+    layer, scores = layer + scores, 0
+  if cfg.remat == "none":
+    return layer, scores, cfg.layers * layer
+  between, within = _named(cfg, projected, heads * width, inner)
+  kept = cfg.layers * size * (stream * cfg.dim * (1 + between) + tokens * within)
+  return layer, scores, kept
 
 
 def sizes(mesh: Mesh, devices: int) -> tuple[int, int, int, int]:
@@ -154,7 +168,15 @@ def hours(step_flops: float, steps: int, devices: int, peak: float, mfu: float) 
   return step_flops * steps / (devices * peak * mfu) / 3600
 
 
-def _named(remat: str, projected: int, mixed: int, inner: int, dim: int) -> int:
-  """Numbers of a token and layer that a policy keeps besides the layer's input."""
-  dots = projected + 2 * inner + 2 * dim
-  return {"save_attention": mixed, "save_dots": dots, "dots": dots}.get(remat, 0)
+def _named(cfg: Model, projected: int, mixed: int, inner: int) -> tuple[int, int]:
+  """What a policy keeps of a layer on the device, besides its input (models/remat.py).
+
+  Returns:
+    Arrays of the model's width, and other numbers of a token.
+  """
+  if cfg.remat == "save_attention":
+    return 0, mixed
+  if cfg.remat != "save_dots":
+    return 0, 0
+  outputs = 2 if cfg.post_norm else 0 if cfg.parallel else 1
+  return outputs, projected + mixed + inner * (2 if cfg.mlp == "gated" else 1)

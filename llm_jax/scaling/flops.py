@@ -1,30 +1,10 @@
-"""Parameters, FLOPs and memory of a model, in closed form from its configuration."""
+"""Parameters and FLOPs of a model, in closed form from its configuration."""
 
 import math
-from typing import NamedTuple
 
 from llm_jax.config import Lora, Model
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-class TrainBytes(NamedTuple):
-  """Memory of a training step on one device, in bytes.
-
-  Attributes:
-    state: float32 parameters, gradients and two Adam moments (16 bytes a parameter). Exact.
-    activations: what the backward pass of one microbatch keeps. An estimate.
-    logits: one chunk of logits and its gradient, the only arrays that the vocabulary makes.
-  """
-
-  state: int
-  activations: int
-  logits: int
-
-  @property
-  def total(self) -> int:
-    """The sum."""
-    return self.state + self.activations + self.logits
 
 
 def parameters(cfg: Model) -> int:
@@ -104,32 +84,6 @@ def adapter_parameters(cfg: Model, adapter: Lora) -> int:
 def train_flops_per_token(cfg: Model, length: int) -> int:
   """Model FLOPs of forward and backward per token: three forwards; recomputation is not counted."""
   return 3 * forward_flops_per_token(cfg, length)
-
-
-def train_bytes(cfg: Model, rows: int, length: int, chunk: int = 1024) -> TrainBytes:
-  """Memory of a training step whose microbatch is [rows, length] on one device.
-
-  Args:
-    cfg: the decoder.
-    rows: rows of a microbatch on the device.
-    length: tokens a row.
-    chunk: tokens whose logits exist at once (losses/token.py).
-  """
-  size, tokens = BYTES[cfg.dtype], rows * length
-  heads = (cfg.heads + 2 * kv_heads(cfg)) * head_width(cfg)
-  inner = mlp_width(cfg) * (4 if cfg.mlp == "gated" else 3)
-  # Residual stream, norms and outputs of both halves; projections twice (before and after the
-  # rotation); the two or three inner arrays of the MLP and their product.
-  per_token = size * (6 * cfg.dim + 2 * heads + cfg.heads * head_width(cfg) + inner)
-  # Scores in float32 and the weights, both [H, T] a token.
-  per_token += cfg.heads * length * (4 + size)
-  if cfg.remat == "full":
-    # Each layer's input, and one layer's inside at a time.
-    activations = tokens * (cfg.layers * size * cfg.dim + per_token)
-  else:
-    activations = tokens * cfg.layers * per_token
-  logits = 2 * 4 * min(chunk, tokens) * _vocabulary(cfg)
-  return TrainBytes(16 * parameters(cfg), activations, logits)
 
 
 def head_width(cfg: Model) -> int:

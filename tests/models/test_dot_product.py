@@ -70,7 +70,7 @@ LOOPED = ("segments", "traced_window", "alibi", "array")
 )
 def test_chunks_give_the_same_values_and_gradients(name, unrolled, monkeypatch):
   if not unrolled:
-    monkeypatch.setattr("llm_jax.models.dot_product._UNROLLED", 0)
+    monkeypatch.setattr("llm_jax.models.dot_product._GROUPS", 1)
   (grads, out), (own_grads, own) = both(CASES[name])
   real = np.ones((B, T), bool) if "segments" not in CASES[name] else np.asarray(SEGMENTS > 0)
   np.testing.assert_allclose(np.asarray(own)[real], np.asarray(out)[real], atol=2e-6)

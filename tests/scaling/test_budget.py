@@ -1,11 +1,15 @@
 """Closed forms of a device's memory, of hours, and of the network."""
 
+import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from llm_jax import config
-from llm_jax.models import presets
+from llm_jax.models import backends, presets
+from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import budget, flops, network
 
 SEVEN = presets.llama2("7b")
@@ -39,6 +43,27 @@ def test_activations_fall_with_every_axis_of_the_mesh():
   for axis in ("fsdp", "sequence", "tensor"):
     assert at(**{axis: 4}).kept == whole.kept // 4
   assert whole.kept == 64 * 4096 * SEVEN.layers * 2 * SEVEN.dim  # Layers' inputs alone.
+
+
+def test_activations_are_within_a_factor_two_of_the_compilers_plan():
+  cfg, rows, length = config.Model(vocab_size=128, dim=64, layers=4, heads=4), 8, 128
+  model, tokens = Transformer.from_config(cfg), jnp.zeros((rows, length), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  gradient = jax.jit(jax.grad(lambda v, t: jnp.sum(model.apply(v, t))))
+  temporary = gradient.lower(variables, tokens).compile().memory_analysis().temp_size_in_bytes
+  planned = budget.memory(cfg, config.Mesh(data=1), 1, rows=rows, length=length)
+  assert 0.5 < planned.kept / temporary < 2.0
+  saved = dataclasses.replace(cfg, remat="full")
+  less = budget.memory(saved, config.Mesh(data=1), 1, rows=rows, length=length)
+  assert less.kept < planned.kept / 4 and less.total == sum(less)
+
+
+def test_long_rows_go_by_blocks_where_the_model_takes_them_so():
+  assert budget.LONG == backends.LONG
+  long = lambda how: budget.memory(  # noqa: E731
+    dataclasses.replace(SEVEN, attention=how), config.Mesh(data=1), 1, rows=1, length=4096
+  )
+  assert long("auto") == long("xla_chunked") and long("xla").working > 4 * long("auto").working
 
 
 def test_sizes_work_out_what_is_left_and_refuse_the_rest():

@@ -49,7 +49,8 @@ class Model:
   attention_segments: int = 64  # Most texts of a row under cudnn; 1: rows are not packed.
   dropout: float = 0.0
   scan: bool = False  # lax.scan over layers: flat compile time, stacked parameters.
-  remat: str = "none"  # none | full | dots
+  scan_unroll: int = 1  # Layers a round of this loop.
+  remat: str = "none"  # none | full | save_attention | save_dots | offload (docs/models.md)
   dtype: str = "float32"  # Compute dtype; parameters are float32.
 
 

@@ -57,7 +57,7 @@ class EncoderDecoder(LanguageModel):
     self.relative_embedding = table("relative_embedding", cfg.relative_buckets, cfg.heads, axes)
     if not cfg.tied:
       self.lm_head = self.make_head()
-    block = rematted(cfg.remat)
+    block = rematted(cfg)
     self.encoder = [block(cfg, causal=False) for _ in range(cfg.encoder_layers)]
     self.encoder_norm = make_norm(cfg)
     self.blocks = [block(cfg, cross=True) for _ in range(cfg.layers)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax import sharding
 from llm_jax.models.lora import Dense
@@ -142,7 +143,8 @@ def rows_of(x_BTD: jax.Array) -> jax.Array:
   There, what a tensor axis holds by time between layers is gathered.
   """
   if sharding.ways("stream") > 1:
-    return within(x_BTD, None)
+    # Named on both sides, or a norm's float32 would be gathered in the place of what it becomes.
+    return within(sharding.constrain(x_BTD, ("batch", "stream", None)), None)
   return x_BTD.reshape(-1, x_BTD.shape[-1])
 
 
@@ -189,11 +191,11 @@ class Mlp(nn.Module):
     x_MD = rows_of(x_BTD)
     usual = "silu" if self.kind == "gated" else "gelu_tanh"
     act = ACTIVATIONS[self.activation or usual]
-    up_MF = layer(self.hidden, ("embed", "mlp"), name="up")(x_MD)
+    up_MF = checkpoint_name(layer(self.hidden, ("embed", "mlp"), name="up")(x_MD), "up")
     if self.kind == "gated":
-      gate_MF = layer(self.hidden, ("embed", "mlp"), name="gate")(x_MD)
+      gate_MF = checkpoint_name(layer(self.hidden, ("embed", "mlp"), name="gate")(x_MD), "gate")
       up_MF = act(gate_MF) * up_MF
     else:
       up_MF = act(up_MF)
     down = layer(x_BTD.shape[-1], ("mlp", "embed"), scale=self.out_scale, name="down")
-    return stream_of(down(within(up_MF, "mlp")), x_BTD.shape)
+    return checkpoint_name(stream_of(down(within(up_MF, "mlp")), x_BTD.shape), "down")

@@ -83,7 +83,7 @@ def llama2(size: str = "7b") -> config.Model:
 
 def tinyllama() -> config.Model:
   """TinyLlama's 1.1B: Llama 2's layers with 4 key-value heads (arXiv:2401.02385, table 2)."""
-  return _llama(22, 2048, 32, 4, 5632, max_length=2048, norm_eps=1e-5, remat="dots")
+  return _llama(22, 2048, 32, 4, 5632, max_length=2048, norm_eps=1e-5, remat="save_dots")
 
 
 def llama3(size: str = "8b") -> config.Model:

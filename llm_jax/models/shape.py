@@ -5,7 +5,7 @@ import math
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
-from llm_jax.models import backends, layers, positions
+from llm_jax.models import backends, layers, positions, remat
 
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
@@ -15,7 +15,7 @@ _CHOICES = {
   "mlp": ("gated", "plain"),
   "activation": ("", *layers.ACTIVATIONS),
   "attention": backends.BACKENDS,
-  "remat": ("none", "full", "dots"),
+  "remat": remat.POLICIES,
   "dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -47,7 +47,7 @@ def _check(cfg: config.Model) -> None:
     value = getattr(cfg, name)
     if value not in allowed:
       raise UserError(f'config.model.{name}="{value}" is unknown{nearest(str(value), allowed)}')
-  for name in ("vocab_size", "dim", "layers", "heads", "max_length"):
+  for name in ("vocab_size", "dim", "layers", "heads", "max_length", "scan_unroll"):
     if getattr(cfg, name) < 1:
       raise UserError(f"config.model.{name} must be at least 1, got {getattr(cfg, name)}")
   if not cfg.head_dim and cfg.dim % cfg.heads:
@@ -58,6 +58,10 @@ def _check(cfg: config.Model) -> None:
   if cfg.kv_heads and cfg.heads % cfg.kv_heads:
     raise UserError(
       f"config.model.heads={cfg.heads} must be a multiple of config.model.kv_heads={cfg.kv_heads}"
+    )
+  if cfg.scan_unroll > 1 and not cfg.scan:
+    raise UserError(
+      f"config.model.scan_unroll={cfg.scan_unroll} is of a loop over layers: set config.model.scan"
     )
   if not 0 <= cfg.dropout < 1:
     raise UserError(f"config.model.dropout must be in [0, 1), got {cfg.dropout}")

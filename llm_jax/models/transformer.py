@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from llm_jax import config, sharding
 from llm_jax.errors import UserError
-from llm_jax.models import backends, layers, lora
+from llm_jax.models import backends, layers, lora, remat
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
 from llm_jax.models.language_model import LanguageModel
@@ -257,7 +257,7 @@ class Transformer(LanguageModel):
 
   def _make_blocks(self):
     cfg = self.cfg
-    block = rematted(cfg.remat, cfg.scan)
+    block = rematted(cfg)
     if not cfg.scan:
       return [block(cfg) for _ in range(cfg.layers)]
     scanned = nn.scan(
@@ -266,6 +266,7 @@ class Transformer(LanguageModel):
       split_rngs={"params": True, "dropout": True},
       in_axes=(nn.broadcast, 0, nn.broadcast if only_window(cfg) else 0),
       length=cfg.layers,
+      unroll=cfg.scan_unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(cfg)
@@ -284,13 +285,20 @@ class Transformer(LanguageModel):
     return x_BTD, None if cache is None else tuple(zip(*pairs, strict=True))
 
 
-def rematted(remat: str, scan: bool = False) -> type[Block]:
-  """Returns the block that keeps of its forward pass what `remat` says."""
-  if remat == "none":
+def rematted(cfg: config.Model) -> type[Block]:
+  """Returns the block that keeps of its forward pass what `cfg.remat` says (remat.py).
+
+  Raises:
+    UserError: if the devices cannot keep it there.
+  """
+  if cfg.remat == "none":
     return Block
-  policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+  # In two loops, forwards and backwards, the compiler cannot merge what is computed twice.
+  rounds, rest = divmod(cfg.layers, cfg.scan_unroll)
+  loops = cfg.scan and rounds > 1 and not rest
   # The window is a number of the program unless layers are scanned.
-  return nn.remat(Block, policy=policy, prevent_cse=not scan, static_argnums=() if scan else (4,))
+  static = () if cfg.scan else (4,)
+  return nn.remat(Block, policy=remat.policy(cfg), prevent_cse=not loops, static_argnums=static)
 
 
 def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Array:

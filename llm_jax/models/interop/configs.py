@@ -17,7 +17,7 @@ from llm_jax.models.shape import resolve
 ARCHITECTURES = gpts.ARCHITECTURES | llamas.ARCHITECTURES | t5.ARCHITECTURES
 
 # What changes how a model is run, and not what it is.
-RUNNING = ("attention", "attention_segments", "dropout", "scan", "remat", "dtype")
+RUNNING = ("attention", "attention_segments", "dropout", "scan", "scan_unroll", "remat", "dtype")
 
 
 def read(hf: Mapping[str, Any], where: str = "config.json") -> config.Model:

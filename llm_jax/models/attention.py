@@ -140,10 +140,7 @@ class Attention(nn.Module):
       q_BTHK, k_BTNK = rotate(q_BTHK, *rope), rotate(k_BTNK, *rope)
     k_BNSK, v_BNSK = k_BTNK.swapaxes(1, 2), v_BTNK.swapaxes(1, 2)
     if kv is not None:
-      at = (0, 0, start, 0)
-      k_BNSK = jax.lax.dynamic_update_slice(kv[0], k_BNSK.astype(kv[0].dtype), at)
-      v_BNSK = jax.lax.dynamic_update_slice(kv[1], v_BNSK.astype(kv[1].dtype), at)
-      kv = (k_BNSK, v_BNSK)
+      k_BNSK, v_BNSK = kv = _cached(kv, (k_BNSK, v_BNSK), start)
     mixed_BTHK = context_parallel.attend(
       q_BTHK,
       k_BNSK,
@@ -162,6 +159,12 @@ class Attention(nn.Module):
     out = layer(width, ("heads", "embed"), bias=self.bias, scale=self.out_scale, name="o")
     mixed = within(mixed_BTHK.reshape(*x_MD.shape[:-1], -1), "heads")
     return checkpoint_name(stream_of(out(mixed), x_BTD.shape), "o"), kv
+
+
+def _cached(kv: tuple, new: tuple, start: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+  """A layer's cache [B, N, S, K] with new keys and values from slot `start` on."""
+  put = lambda old, x: jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, start, 0))  # noqa: E731
+  return put(kv[0], new[0]), put(kv[1], new[1])
 
 
 def _rope(context: Context, window: jax.Array | int) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,9 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from llm_jax import sharding
 from llm_jax.errors import UserError
@@ -63,6 +65,23 @@ class Request:
   bias: bool = False
   window: int | None = NO_WINDOW
   causal: bool = True
+
+  @classmethod
+  def of(cls, q: jax.Array, k: jax.Array, *, own: bool, window: Any, **rest: Any) -> "Request":
+    """What is asked of queries [B, T, H, K] and keys [B, N, S, K]; `rest` as the attributes."""
+    batch, length, heads, width = q.shape
+    return cls(
+      batch=batch,
+      length=length,
+      keys=k.shape[2],
+      heads=heads,
+      kv_heads=k.shape[1],
+      width=width,
+      dtype=str(q.dtype),
+      own=own and length == k.shape[2],
+      window=window if isinstance(window, int) else None,
+      **rest,
+    )
 
   def __str__(self) -> str:
     """One phrase for people."""

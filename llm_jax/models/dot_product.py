@@ -3,8 +3,8 @@
 "xla" makes all scores at once, [B, H, T, S]. "xla_chunked" makes those of a block of queries at a
 time, again in the backward pass, so that memory grows with T and not with T S; keys that the causal
 mask or a window (a number, no array) hides from a whole group of blocks cost nothing. "cudnn" is
-flash attention on NVIDIA GPUs, for causal self-attention without cap and bias; its padding comes out
-as 0 (flash.py). "auto" takes one of them (`backends.choose`).
+flash attention on NVIDIA GPUs, for causal self-attention without cap and bias; its padding comes
+out as 0 (flash.py). "auto" takes one of them (`backends.choose`).
 
 Shape letters: B batch, T queries, S keys, H heads, N key-value heads, G = H / N queries per
 key-value head, Q = G T, K head width; t and s: those of one block.

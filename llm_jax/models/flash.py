@@ -135,7 +135,8 @@ def absent(width: int, several: bool) -> str:
   except RuntimeError:
     return "cuDNN is not installed"
   if several and version < _CUDNN_PACKED:
-    return f"packed rows need cuDNN {_CUDNN_PACKED} or newer, this is {version}"
+    needed, own = (f"{v // 10_000}.{v // 100 % 100}" for v in (_CUDNN_PACKED, version))
+    return f"packed rows need cuDNN {needed} or newer, this is {own}"
   return ""
 
 

@@ -15,6 +15,7 @@ from llm_jax.errors import UserError
 from llm_jax.models import lora
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
+from llm_jax.stages import attention
 from llm_jax.train import loop, optim, parallel
 from llm_jax.train.step import make_eval_step, make_train_step, state_maker
 from llm_jax.types import Apply, Batch, LossFn, Mean, Outputs, Params, TrainState
@@ -67,6 +68,7 @@ def train(
   """
   tx = optim.make(cfg.optimizer, cfg.steps)
   step = place.compile(make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name))
+  step, feed = attention.watched(step, feed, pathlib.Path(workdir).name)
   given = () if loaded is None else (loaded,)
   make_state = state_maker(make_params, tx)
   if adapter is not None and adapter.rank:

@@ -1,5 +1,6 @@
 """What a layer keeps of its forward pass for its backward pass, by name: config.model.remat."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,7 @@ def kept(cfg: config.Model) -> tuple[str, ...]:
   return (*_INNER, *out, *(("down",) if cfg.post_norm else ()))
 
 
+@functools.cache
 def _named(names: tuple[str, ...], where: str = "") -> Policy:
   """Keeps arrays of these names, and what fused kernels return, on the device or in a memory."""
   if not where:

@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from experiments import _plan
 from llm_jax import rundir
 from llm_jax.errors import UserError, nearest
+from llm_jax.train import distributed
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 FLAG_HELP = {
@@ -30,8 +31,13 @@ FLAG_HELP = {
   "workdir": "where the run is written; the same command again continues it",
   "dry_run": "print the resolved config, parameters, FLOPs and memory; run nothing",
   "profile": "10:13 traces steps 10, 11 and 12 of each training into profile/ of its directory",
+  "coordinator": "host:port of process 0, the same for all processes of a run (docs/cluster.md)",
+  "num_processes": "how many processes there are; 1: this one is alone",
+  "process_id": "the number of this one, from 0",
+  "start_timeout": "seconds in which all of them must come",
   "help": "print this and leave",
 }
+SHARED = ("pretrain", "sft", "reward", "dpo")  # Stages that many processes may run together.
 _KINDS = {
   int: "an integer", float: "a number", bool: "true or false", str: "text",
   tuple: """a tuple of texts, such as '("one", "two")' or '("one",)'""",
@@ -61,7 +67,10 @@ def main(
   """
   words = list(sys.argv if argv is None else argv)
   path = config or str(CONFIGS / f"{stage}.py")
-  sys.exit(_guarded(lambda: _launch(stage, words, path, after, dict(swap or {}))))
+  code = _guarded(lambda: _launch(stage, words, path, after, dict(swap or {})))
+  if code:
+    distributed.leave(code)
+  sys.exit(code)
 
 
 def _guarded(run: Callable[[], None]) -> int:
@@ -92,7 +101,7 @@ def _launch(
     print(usage(stage, default))
     return
   check_overrides(argv[1:], default)
-  cfg, workdir, dry_run, profile, overrides = parse(argv, path, default)
+  cfg, workdir, dry_run, profile, join, overrides = parse(argv, path, default)
   validate(cfg)
   steps = profiled(profile, stage, cfg)
   if dry_run:
@@ -101,8 +110,9 @@ def _launch(
   if not workdir:
     raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")
   _take_huge_pages()
-  with rundir.launch(cfg, workdir, overrides, argv):
-    _quiet_libraries()
+  _quiet_libraries()
+  many = _start(stage, join) > 1
+  with _first(many, lambda: rundir.launch(cfg, workdir, overrides, argv)):
     module = importlib.import_module(f"llm_jax.stages.{stage}")
     with _profiling(steps):
       module.run(cfg, workdir, **swap)
@@ -184,6 +194,7 @@ class Command(NamedTuple):
   workdir: str
   dry_run: bool
   profile: str
+  join: dict[str, Any]
   overrides: dict[str, Any]
 
 
@@ -206,8 +217,10 @@ def parse(
     holder = config_flags.DEFINE_config_file(
       "config", path, FLAG_HELP["config"], values, sys_argv=list(argv)
     )
-    for name in ("workdir", "profile"):
+    for name in ("workdir", "profile", "coordinator"):
       flags.DEFINE_string(name, "", FLAG_HELP[name], values)
+    for name, usual in (("num_processes", None), ("process_id", None), ("start_timeout", 300)):
+      flags.DEFINE_integer(name, usual, FLAG_HELP[name], flag_values=values)
     flags.DEFINE_bool("dry_run", False, FLAG_HELP["dry_run"], values)
     stray = values(list(argv))[1:]
   except flags.UnrecognizedFlagError as error:
@@ -220,7 +233,11 @@ def parse(
   if stray:
     raise UserError(f'unexpected word "{stray[0]}"; a field is set with --config.FIELD=VALUE')
   overrides = config_flags.get_override_values(values["config"])
-  return Command(holder.value, values.workdir, values.dry_run, values.profile, dict(overrides))
+  join = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
+  join["timeout"] = values.start_timeout
+  return Command(
+    holder.value, values.workdir, values.dry_run, values.profile, join, dict(overrides)
+  )
 
 
 def profiled(text: str, stage: str, cfg: Any) -> range | None:
@@ -268,7 +285,7 @@ def usage(stage: str, cfg: Any) -> str:
   """Returns the text of --help: the flags and every field with its value in the config."""
   text = sys.modules["__main__"].__doc__ or f"python -m experiments.{stage} --workdir=DIR"
   lines = [text.strip(), "", "Flags:"]
-  lines += [f"  --{name:<10} {help_text}" for name, help_text in FLAG_HELP.items()]
+  lines += [f"  --{name:<13} {help_text}" for name, help_text in FLAG_HELP.items()]
   fields = rundir.flatten(dataclasses.asdict(cfg))
   lines += ["", "Fields and their values:"]
   lines += [f"  --config.{name}={json.dumps(value)}" for name, value in fields.items()]
@@ -300,6 +317,29 @@ def _profiling(steps: range | None) -> contextlib.AbstractContextManager:
   from llm_jax.train import profile
 
   return profile.steps(steps)
+
+
+def _start(stage: str, join: Mapping[str, Any]) -> int:
+  """Joins the other processes of this run; returns how many there are."""
+  if stage not in SHARED and (found := distributed.find(**join)):
+    raise UserError(
+      f"experiments.{stage} runs in one process, and this is one of {found.count}: start it alone, "
+      "or with --num_processes=1 if each is to have a run of its own"
+    )
+  return distributed.start(**join)
+
+
+@contextlib.contextmanager
+def _first(many: bool, context: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
+  """The context of a run, which the first of many processes enters before any goes on."""
+  with contextlib.ExitStack() as stack:
+    if many:
+      from llm_jax.train import processes
+
+      processes.first(lambda: stack.enter_context(context()))
+    else:
+      stack.enter_context(context())
+    yield
 
 
 def _take_huge_pages() -> None:

@@ -175,7 +175,7 @@ def differences(
     f"config.{name} is {_show(old, name)} there and {_show(new, name)} now"
     for name in sorted({*new, *old})
     if new.get(name, absent) != (added | old).get(name, absent)
-    and name.split(".")[-1] not in config.HOW
+    and not set(name.split(".")) & set(config.HOW)
   ]
 
 

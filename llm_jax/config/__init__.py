@@ -19,8 +19,8 @@ from llm_jax.config.training import (
   Stage,
 )
 
-# Fields that change nothing but the time: a run may go on with others.
-HOW = ("workers", "engine", "beam_runner", "beam_options")
+# Fields, and groups of them, that change nothing but the time: a run may go on with others.
+HOW = ("workers", "engine", "beam_runner", "beam_options", "mesh")
 
 __all__ = [
   "Corruption",

@@ -44,25 +44,20 @@ class Blend:
   def stream(
     self, strategy: str = "first_fit", process: int = 0, processes: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns this process' part of the batches; endless, with get_state and set_state.
+    """Returns batches; endless, with get_state and set_state.
+
+    Of rows that are packed already a process reads its part. Documents are packed as they come, by
+    one packer whose rows depend on all before: every process packs the whole batch.
 
     Args:
       strategy: how documents are packed (`packing.pack`); rows that are packed already stay.
-      process: this one's number.
-      processes: how many there are.
-
-    Raises:
-      UserError: if several processes would have to pack the same documents.
+      process: the number of this one's part.
+      processes: how many parts there are.
     """
     packed = {n: s for n, s in self.sources.items() if isinstance(s, rows.RowSource)}
     if packed:
       return rows.RowStream(
         packed, self.schedule.batch, self.seed, self.schedule, process, processes
-      )
-    if processes > 1:
-      raise UserError(
-        f"{processes} processes cannot pack the same documents as they go: pack them once with "
-        "`python -m experiments.pack`, and name its directory in config.mixture.sources"
       )
     chunks = {n: s for n, s in self.sources.items() if isinstance(s, packing.Chunks)}
     return mixture.scheduled(chunks, self.schedule, self.length, self.seed, strategy)

@@ -15,6 +15,7 @@ from llm_jax.generate import Rollout, rollout_to_batch, sample
 from llm_jax.losses import token
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import training
+from llm_jax.train import parallel
 from llm_jax.types import Batch, Params
 
 PROMPT_TOKENS = 64  # Room for a question and its markers; a longer one loses its oldest words.
@@ -160,7 +161,7 @@ def in_rows(fn: Callable[[Batch], jax.Array], batch: Batch, rows: int = _ROWS) -
   for start in range(0, size, rows):
     index = order_B[np.minimum(np.arange(start, start + rows), size - 1)]
     width = min(length, -(-width_B[index].max() // 32) * 32)
-    part = np.asarray(fn(jax.tree.map(lambda x, i=index, w=width: x[i, :w], dict(batch))))
+    part = parallel.to_host(fn(jax.tree.map(lambda x, i=index, w=width: x[i, :w], dict(batch))))
     if values_B is None:
       values_B = np.zeros(size, part.dtype)
     values_B[index] = part  # The rows that fill up the last part say the same again.

@@ -13,7 +13,7 @@ from llm_jax.data import batches
 from llm_jax.losses import objectives
 from llm_jax.stages import answers, pairs, runs, training
 from llm_jax.stages.pairs import Tokens
-from llm_jax.train import loop, parallel
+from llm_jax.train import loop, parallel, processes
 from llm_jax.types import TrainState
 
 
@@ -82,10 +82,11 @@ def annotate(
   for side in ("chosen", "rejected"):
     batch = batches.lm_batch([row[side] for row in rows], length)
     sums[side] = answers.in_rows(lambda part: logps(reference.params, part).sum(1), batch)
-  cache.parent.mkdir(parents=True, exist_ok=True)
-  temporary = cache.with_suffix(".tmp.npz")
-  np.savez(temporary, key=key, **sums)
-  os.replace(temporary, cache)
+  if processes.primary():  # The others have worked out the same.
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_suffix(".tmp.npz")
+    np.savez(temporary, key=key, **sums)
+    os.replace(temporary, cache)
   return _as_rows(sums["chosen"], sums["rejected"])
 
 

@@ -17,7 +17,7 @@ from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import runs, seq2seq, training
-from llm_jax.train import loop, parallel
+from llm_jax.train import loop, parallel, processes
 from llm_jax.types import TrainState
 
 
@@ -35,7 +35,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   model = Transformer.from_config(shape)
   ratio = tokens_per_byte(cfg.prepared)
   place = parallel.make(cfg.mesh)
-  feed = loop.IteratorFeed(training_batches(cfg, workdir))
+  feed = loop.IteratorFeed(training_batches(cfg, workdir, place.share()))
   measure = training.evaluator(
     objectives.next_token(training.decoder_apply(model), token_loss),
     place,
@@ -58,8 +58,12 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   )
 
 
-def training_batches(cfg: config.Pretrain, workdir: str = ""):
-  """This process' endless LM batches, with get_state; a mixture's plan is shown and put on record.
+def training_batches(cfg: config.Pretrain, workdir: str = "", share: tuple[int, int] = (0, 1)):
+  """Endless LM batches, with get_state; a mixture's plan is shown and put on record.
+
+  Packing as it goes has one state for all rows: every process packs the whole batch, and its
+  devices get their part. Of rows that were packed before, a process reads only its `share`, (which,
+  of how many). Both go on with any number of processes as if it were the same.
 
   Raises:
     UserError: if a source is missing or does not fit the others.
@@ -70,10 +74,15 @@ def training_batches(cfg: config.Pretrain, workdir: str = ""):
   mixed = blended(cfg)
   if workdir:
     path = pathlib.Path(workdir) / "mixture.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mixed.describe(), indent=2) + "\n")
-    print(mixture.table(mixed.shares), flush=True)
-  return mixed.stream(cfg.packing, jax.process_index(), jax.process_count())
+    processes.first(lambda: _record(path, mixed))
+  return mixed.stream(cfg.packing, *share)
+
+
+def _record(path: pathlib.Path, mixed: blend.Blend) -> None:
+  """Writes the plan of a mixture as JSON, and shows it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(mixed.describe(), indent=2) + "\n")
+  print(mixture.table(mixed.shares), flush=True)
 
 
 def blended(cfg: config.Pretrain) -> blend.Blend:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_jax import config
+from llm_jax import config, rundir
 from llm_jax.data import questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.models import interop, lora
 from llm_jax.models.language_model import LanguageModel
-from llm_jax.train import checkpoint
+from llm_jax.train import checkpoint, processes
 from llm_jax.types import Params
 
 _ADAPTER = "adapter.json"
@@ -73,9 +73,7 @@ def asked(prepared: str, split: str) -> list[questions.Question]:
 
 def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
   """Writes model.json, so that later stages can rebuild the decoder."""
-  path = pathlib.Path(workdir) / "model.json"
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
+  processes.first(lambda: _write(pathlib.Path(workdir) / "model.json", dataclasses.asdict(shape)))
 
 
 def load(
@@ -160,8 +158,12 @@ def save_adapter(workdir: str | pathlib.Path, init: str, start: Run, adapter: co
       raise UserError(
         f"{init} has changed since the adapter of {workdir} was begun on it: use another --workdir"
       )
+  processes.first(lambda: _write(path, found))
+
+
+def _write(path: pathlib.Path, found: dict[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(found, indent=2) + "\n")
+  rundir.write_json(path, found)
 
 
 class Base(NamedTuple):
@@ -238,5 +240,6 @@ def _grown(model: LanguageModel, params: Params, vocab_size: int) -> Run:
     if not shape.tied:
       params["lm_head"] = rows(np.asarray(params["lm_head"]).T).T
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
-    print(f"{missing} new tokens start near the mean of all others", flush=True)
+    if processes.primary():
+      print(f"{missing} new tokens start near the mean of all others", flush=True)
   return Run(interop.model_of(shape), params, shape, missing)

@@ -111,8 +111,7 @@ def _corrupted(cfg: config.Pretrain, tokenizer: Tokenizer, split: str) -> Iterat
     path, seq2seq.text_length(cfg.length, **how), cfg.batch,
     cfg.seed if training_split else 0, -1 if training_split else 1, strategy="concat",
   )  # fmt: skip
-  # Every process draws its own rows.
-  seed = cfg.seed * jax.process_count() + jax.process_index() if training_split else 0
+  seed = cfg.seed if training_split else 0
   return seq2seq.Corrupted(rows, tokenizer, cfg.length, seed, **how)
 
 

@@ -92,6 +92,7 @@ def train(
       tokens_per_step=cfg.batch * (row_tokens if row_tokens else cfg.length),
       name=pathlib.Path(workdir).name,
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
+      rows=cfg.batch,
     )
 
 

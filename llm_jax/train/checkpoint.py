@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from llm_jax.errors import UserError
+from llm_jax.train import processes
 from llm_jax.types import Params
 
 _MANIFEST = "sha256.json"
@@ -27,7 +28,8 @@ class Checkpoints:
 
   `save` returns when the checkpoint is committed: a process that is killed at any moment leaves the
   previous one usable. `restore` checks every byte against the hashes that were taken at the commit,
-  and goes back to the previous checkpoint if they differ.
+  and goes back to the previous checkpoint if they differ. Of many processes, which share the
+  directory, all call every method: each writes, hashes and reads its part.
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int = 2):
@@ -53,10 +55,9 @@ class Checkpoints:
         raise
       raise UserError(
         f"no space left to save step {step} in {self.directory}; free some and start again: the "
-        f"run goes on from step {self.latest_step()}"
+        f"run goes on from step {latest_step(self.directory)}"
       ) from e
-    if jax.process_index() == 0:
-      _write_manifest(self.directory / str(step))
+    _write_manifest(self.directory / str(step))
 
   def restore(self, like: Any) -> tuple[Any, dict] | None:
     """Returns (state, extra) of the newest whole checkpoint, or None if there is none.
@@ -77,12 +78,13 @@ class Checkpoints:
         return self._read(step, like)
       logging.error("Checkpoint %s/%d is damaged (%s).", self.directory, step, damage)
       self.close()
-      os.replace(self.directory / str(step), self.directory / f"{step}.damaged")
+      bad, aside = self.directory / str(step), self.directory / f"{step}.damaged"
+      processes.first(lambda bad=bad, aside=aside: os.replace(bad, aside))
     return None
 
   def latest_step(self) -> int | None:
-    """Returns the step of the newest committed checkpoint, or None."""
-    return latest_step(self.directory)
+    """Returns the step of the newest committed checkpoint, or None: the same in every process."""
+    return processes.agree(latest_step(self.directory))
 
   def wait(self) -> None:
     """Returns when everything is on disk (`save` waits by itself)."""
@@ -201,30 +203,45 @@ def _one_copy(x: Any) -> Any:
 
 
 def _write_manifest(step_dir: pathlib.Path) -> None:
-  hashes = {str(p.relative_to(step_dir)): _sha256(p) for p in _files(step_dir)}
-  temporary = step_dir / (_MANIFEST + ".tmp")
-  temporary.write_text(json.dumps(hashes, indent=1))
-  os.replace(temporary, step_dir / _MANIFEST)
+  # The first process' list: another one may not see all files of a shared disk yet.
+  names = processes.agree([str(p.relative_to(step_dir)) for p in _files(step_dir)])
+  parts = processes.gather({name: _sha256(step_dir / name) for name in _mine(names)})
+  hashes = {name: digest for part in parts for name, digest in part.items()}
+
+  def write() -> None:
+    temporary = step_dir / (_MANIFEST + ".tmp")
+    temporary.write_text(json.dumps({name: hashes[name] for name in names}, indent=1))
+    os.replace(temporary, step_dir / _MANIFEST)
+
+  processes.first(write)
 
 
 def _damage(step_dir: pathlib.Path) -> str:
-  """Returns what is wrong with a committed checkpoint, or "".
+  """Returns what is wrong with a committed checkpoint, or ""; the same in every process.
 
   One without a manifest was committed right before the process was killed: it is whole.
   """
   manifest = step_dir / _MANIFEST
-  if not manifest.exists():
-    return ""
+  found = processes.agree(manifest.read_text() if manifest.exists() else "{}")
   try:
-    hashes = json.loads(manifest.read_text())
+    hashes = json.loads(found)
   except ValueError:
     return f"{_MANIFEST} is no JSON"
-  for name, digest in hashes.items():
+  return next(filter(None, processes.gather(_first_damage(step_dir, hashes))), "")
+
+
+def _first_damage(step_dir: pathlib.Path, hashes: dict[str, str]) -> str:
+  """What is wrong with this process' part of the files, or ""."""
+  for name in _mine(list(hashes)):
     if not (step_dir / name).is_file():
       return f"{name} is missing"
-    if _sha256(step_dir / name) != digest:
+    if _sha256(step_dir / name) != hashes[name]:
       return f"{name} has changed since it was written"
   return ""
+
+
+def _mine(names: list[str]) -> list[str]:
+  return names[jax.process_index() :: jax.process_count()]
 
 
 def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llm_jax.errors import UserError
 from llm_jax.train import metrics as metrics_lib
-from llm_jax.train import monitor, profile
+from llm_jax.train import monitor, processes, profile
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.parallel import Placement
 from llm_jax.types import Batch, Mean, TrainState
@@ -41,7 +41,11 @@ class Feed(Protocol):
   wants_metrics: bool
 
   def next(self, state: TrainState) -> Batch:
-    """Returns the next batch, of host arrays. `state` is the newest one, as placed."""
+    """Returns the next batch, of host arrays. `state` is the newest one, as placed.
+
+    With many processes it is the whole batch, the same in each, or this process' part of the rows
+    (`place.share()`).
+    """
     ...
 
   def get_state(self) -> dict:
@@ -131,43 +135,43 @@ def fit(
   tokens_per_step: int = 0,
   name: str = "pretrain",
   schedule: Callable[[int], Any] | None = None,
+  rows: int | None = None,
 ) -> TrainState:
   """Trains until `steps` updates are made; returns the final state, as placed.
 
   A stopped run goes on from the newest checkpoint of `workdir`, with the same metrics and
   parameters, bit for bit, as if it had not stopped; a finished one returns at once. SIGTERM and
-  SIGINT save, then exit with 128 + their number; a second one exits at once, unsaved.
+  SIGINT save, then exit with 128 + their number; a second one exits at once, unsaved. Many
+  processes stop after the same step when one gets a signal, and the first writes and prints.
 
   Args:
     step_fn: `place.compile(make_train_step(...))`.
     state: a new state, as `place.init` makes it; its memory is given up.
     feed, place: where batches come from, and where arrays live.
     workdir: gets metrics.jsonl, tb/, checkpoints/ and, where it is asked for, profile/.
-    steps: updates in all.
-    log_every: updates per row of metrics, each the average over them.
-    eval_every: updates between evaluations, 0: none. There is one at the end, too.
-    evaluate: state -> numbers, logged as "eval/...".
+    steps, log_every: updates in all, and per row of metrics, each the average over them.
+    eval_every, evaluate: updates between evaluations (0: none; one at the end); state -> numbers.
     checkpoint_every, keep: updates between checkpoints, and how many stay. One at the end, too.
     tokens_per_step: for the throughput; 0: not logged.
-    name: shown to people.
-    schedule: step -> learning rate, logged as "lr".
+    name, schedule: shown to people; step -> learning rate, logged as "lr".
+    rows: of a whole batch, where the feed gives each process only its part.
 
   Raises:
     TrainingDiverged: if what is not finite may not be skipped (guard.py). It is never saved.
     SystemExit: after a signal.
   """
-  run = _Run(place, feed, pathlib.Path(workdir), name, log_every, tokens_per_step, schedule)
+  run = _Run(place, feed, pathlib.Path(workdir), name, log_every, tokens_per_step, schedule, rows)
   checkpoints = Checkpoints(run.workdir / "checkpoints", keep)
   with contextlib.closing(checkpoints), _Signals() as signals:
     state, start, saved = run.resume(state, checkpoints)
     if start >= steps:
       return state
-    with contextlib.closing(metrics_lib.MetricsWriter(run.workdir, start)) as writer:
+    with contextlib.closing(run.open(start)) as writer:
       run.begin(writer, start, steps, saved)
       with contextlib.closing(run.progress), run.watch:
         for step in range(start + 1, steps + 1):
           state = run.advance(step_fn, state, step)
-          stop, last = signals.received, step == steps
+          stop, last = run.agreed(signals.received), step == steps
           if evaluate and eval_every and (step % eval_every == 0 or last):
             run.evaluate(step, evaluate, state)
           if step % checkpoint_every == 0 or last or stop:
@@ -180,13 +184,14 @@ def fit(
 class _Run:
   """The moving parts of one `fit`: sums since the last row, the step in flight, clocks."""
 
-  def __init__(self, place, feed, workdir, name, log_every, tokens_per_step, schedule):
-    self.place, self.feed, self.workdir, self.name = place, feed, workdir, name
+  def __init__(self, place, feed, workdir, name, log_every, tokens_per_step, schedule, rows):
+    self.place, self.feed, self.workdir, self.name, self.rows = place, feed, workdir, name, rows
     self.log_every, self.tokens_per_step, self.schedule = log_every, tokens_per_step, schedule
     self.sums: dict[str, Mean] | None = None  # Metrics since the last row, on the devices.
     self.flight: tuple | None = None  # The step whose metrics were not read yet.
     self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, False
     self.recompilations, self.watch = monitor.Recompilations(name), profile.Watch(workdir, name)
+    self.flag: jax.Array | None = None  # The highest signal of all processes, on its way.
 
   def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
     if checkpoints.latest_step() is None:
@@ -197,14 +202,20 @@ class _Run:
     state = state.replace(step=None, params=None, opt_state=None, rng=None)  # Frees their memory.
     state, extra = state.replace(**self.place.replicate(restored[0])), restored[1]
     start = int(self.place.fetch(state.step))
-    print(f"{self.name}: goes on from step {start}", file=sys.stderr, flush=True)
+    processes.say(f"{self.name}: goes on from step {start}")
     self.watch.begin(start)
     return state, start, extra
 
+  def open(self, start: int) -> metrics_lib.MetricsWriter | metrics_lib.Silent:
+    primary = processes.primary()
+    return metrics_lib.MetricsWriter(self.workdir, start) if primary else metrics_lib.Silent()
+
   def begin(self, writer, start: int, steps: int, saved: dict) -> None:
-    self.writer, self.progress = writer, metrics_lib.Progress(self.name, start, steps)
+    primary = processes.primary()
+    progress = metrics_lib.Progress(self.name, start, steps) if primary else metrics_lib.Silent()
+    self.writer, self.progress = writer, progress
     if saved:
-      self.feed.set_state(saved["feed"])
+      self.feed.set_state(processes.own(saved["feed"]))
       sums = {k: Mean(*(np.asarray(x, np.float32) for x in v)) for k, v in saved["sums"].items()}
       self.sums = sums or None
 
@@ -212,7 +223,7 @@ class _Run:
     self.watch.before(step, state)
     before = time.monotonic()
     with profile.mark("feed"):
-      batch = self.place.batch(self.feed.next(state))
+      batch = self.place.batch(self.feed.next(state), self.rows)
     self.waited += time.monotonic() - before
     with self.recompilations.watch(step, batch):
       state, metrics = step_fn(state, batch)
@@ -292,10 +303,20 @@ class _Run:
     self.writer.write(step, values | {"time/eval": time.monotonic() - began})
     self.clock += time.monotonic() - began  # Not the steps' time.
 
+  def agreed(self, received: int) -> int:
+    """The signal after which all processes stop now, 0: none.
+
+    Of many, it is what one had received a step ago: nobody waits for the devices to know it.
+    """
+    if jax.process_count() == 1:
+      return received
+    before, self.flag = self.flag, processes.highest(received)
+    return 0 if before is None else int(before)
+
   def leave(self, number: int, step: int, steps: int) -> None:
     self.progress.close()
     message = f"{self.name}: stopped at step {step} of {steps} and saved"
-    print(f"{message}; run the same command to go on", file=sys.stderr, flush=True)
+    processes.say(f"{message}; run the same command to go on")
     sys.exit(128 + number)
 
   def save(self, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
@@ -303,7 +324,7 @@ class _Run:
     began = time.monotonic()
     sums = {} if self.sums is None else self.place.fetch(self.sums)
     sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
-    extra = {"feed": self.feed.get_state(), "sums": sums}
+    extra = {"feed": processes.joint(self.feed.get_state()), "sums": sums}
     with profile.mark("save"):
       checkpoints.save(step, _changing(self.place.unreplicate(state)), extra)
     self.clock += time.monotonic() - began

@@ -91,6 +91,22 @@ class Progress:
       self._bar.close()
 
 
+class Silent:
+  """Stands for a writer and for a progress line in the processes that keep quiet."""
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes nothing."""
+
+  def note(self, text: str) -> None:
+    """Shows nothing."""
+
+  def update(self, step: int) -> None:
+    """Shows nothing."""
+
+  def close(self) -> None:
+    """Has nothing to close."""
+
+
 def _number(value: Any) -> float | int | None:
   if isinstance(value, int):
     return value

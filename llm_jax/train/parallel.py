@@ -193,6 +193,7 @@ class MeshJit:
     Raises:
       UserError: if the rows cannot be divided by the devices.
     """
+    rows = rows if jax.process_count() > 1 else None
     _check_rows(tree, self._ways(_ROWS), "config.mesh data x fsdp", rows)
     if jax.process_count() == 1:
       return jax.device_put(tree, self._rows)
@@ -317,8 +318,9 @@ class Pmap:
     Raises:
       UserError: if the rows cannot be divided by the devices.
     """
+    del rows  # A single process has all of them.
     n = jax.local_device_count()
-    _check_rows(tree, n, "the devices (config.mesh.kind=pmap)", rows)
+    _check_rows(tree, n, "the devices (config.mesh.kind=pmap)")
     return jax.tree.map(lambda x: np.reshape(x, (n, -1, *np.shape(x)[1:])), tree)
 
   def compile(self, fn: Callable, *, donate: bool = True) -> Callable:

@@ -21,8 +21,8 @@ from llm_jax.types import TrainState
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 # Logical axis -> mesh axes; a name that is not listed stays whole on every device. "length" is the
-# time axis inside a layer; between layers, where nothing mixes features, it is split over the tensor
-# axis too, as "stream" (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2).
+# time axis inside a layer; between layers, where nothing mixes features, it is "stream" and split
+# over the tensor axis too (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2).
 RULES = (
   ("batch", ("data", "fsdp")),
   ("length", "sequence"),

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from experiments import _plan
 from llm_jax import rundir
 from llm_jax.errors import UserError, nearest
-from llm_jax.train import distributed
+from llm_jax.train import compiling, distributed, gpu_settings
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 FLAG_HELP = {
@@ -111,8 +111,11 @@ def _launch(
     raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")
   _take_huge_pages()
   _quiet_libraries()
+  settings = gpu_settings.apply()  # XLA reads them when it starts.
   many = _start(stage, join) > 1
-  with _first(many, lambda: rundir.launch(cfg, workdir, overrides, argv)):
+  gpu_settings.announce(settings, many)
+  settings |= compiling.cache(many)
+  with _first(many, lambda: rundir.launch(cfg, workdir, overrides, argv, settings)):
     module = importlib.import_module(f"llm_jax.stages.{stage}")
     with _profiling(steps):
       module.run(cfg, workdir, **swap)

@@ -45,6 +45,7 @@ def launch(
   workdir: str | os.PathLike[str],
   overrides: Mapping[str, Any] | None = None,
   argv: Sequence[str] = (),
+  compiled: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
   """`start`, then the stage in the block; a first launch refused by the stage leaves no trace.
 
@@ -59,7 +60,7 @@ def launch(
   first = not any(os.path.lexists(path / name) for name in RECORDS)
   before = set(path.rglob("*")) if first else set()
   made = [p for p in (path, *path.parents) if not os.path.lexists(p)]
-  start(cfg, workdir, overrides, argv)
+  start(cfg, workdir, overrides, argv, compiled)
   try:
     yield
   except UserError:
@@ -73,18 +74,21 @@ def start(
   workdir: str | os.PathLike[str],
   overrides: Mapping[str, Any] | None = None,
   argv: Sequence[str] = (),
+  compiled: Mapping[str, str] | None = None,
 ) -> None:
   """Makes `workdir` the directory of a run of `cfg`, or checks that it is one already.
 
   Writes config.json (every field), overrides.json (the fields that the command line set) and
-  info.json (one entry a launch: time, command, versions, git revision and diff; never the
-  environment, and with secrets redacted). Each file appears whole or not at all.
+  info.json (one entry a launch: time, command, versions, git revision and diff, how programs are
+  compiled; not the rest of the environment, and with secrets redacted). Each file appears whole or
+  not at all.
 
   Args:
     cfg: a dataclass of llm_jax.config.
     workdir: made if missing.
     overrides: dotted field name -> value.
     argv: the command, for info.json.
+    compiled: what programs are compiled with, and where they are kept, for info.json.
 
   Raises:
     UserError: if the directory belongs to a run of another config (nothing is written then), or
@@ -99,14 +103,16 @@ def start(
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", resolved)
     write_json(path / "overrides.json", dict(overrides or {}))
-    write_json(path / "info.json", [*launches, provenance(argv)])
+    write_json(path / "info.json", [*launches, provenance(argv, compiled)])
   except OSError as error:
     raise UserError(
       f"--workdir={path} cannot be written ({error.strerror}): use another --workdir"
     ) from error
 
 
-def provenance(argv: Sequence[str] = ()) -> dict[str, Any]:
+def provenance(
+  argv: Sequence[str] = (), compiled: Mapping[str, str] | None = None
+) -> dict[str, Any]:
   """When, how and from which code a run was launched, with secrets redacted."""
   return {
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -114,6 +120,7 @@ def provenance(argv: Sequence[str] = ()) -> dict[str, Any]:
     "python": platform.python_version(),
     "platform": platform.platform(),
     "versions": _versions(),
+    "compiled": {name: redact(text) for name, text in (compiled or {}).items()},
     "git": _git(pathlib.Path(__file__).resolve().parents[1]),
   }
 

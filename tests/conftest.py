@@ -13,10 +13,14 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_configure(config):
-  """Keeps what was compiled for the next test that compiles the same, in this process alone."""
+  """Keeps what was compiled for the next test that compiles the same, in this process alone.
+
+  Programs that it starts have a folder of theirs: some are killed while they write.
+  """
   import jax
 
   folder = tempfile.mkdtemp(prefix="llm_jax_compiled_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "others")
   config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,6 +1,7 @@
 """The launcher as a user meets it: exit codes, one line on stderr, nothing written on an error."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def test_a_stage_gets_the_overridden_config_and_the_workdir(tmp_path):
   assert done.stdout == f"ipo(beta=0.2) 0.0001 {tmp_path / 'run'}\n"
   overrides = json.loads((tmp_path / "run" / "overrides.json").read_text())
   assert overrides == {"loss": "ipo(beta=0.2)", "optimizer.lr": 1e-4}
+  (info,) = json.loads((tmp_path / "run" / "info.json").read_text())
+  assert info["compiled"]["cache"] == os.environ["JAX_COMPILATION_CACHE_DIR"]
   other = launch_stage("print('ran')", *words[:1])
   assert (other.returncode, other.stdout) == (2, "")
   assert other.stderr.count("\n") == 1

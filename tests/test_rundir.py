@@ -10,7 +10,8 @@ from llm_jax.errors import UserError
 
 
 def test_a_start_records_config_overrides_and_provenance(tmp_path):
-  rundir.start(config.Sft(steps=7), tmp_path / "a" / "run", {"steps": 7}, ["sft", "--x"])
+  how = {"cache": "compiled", "XLA_FLAGS": "--a=1 --password=hunter2hunter2"}
+  rundir.start(config.Sft(steps=7), tmp_path / "a" / "run", {"steps": 7}, ["sft", "--x"], how)
   run = tmp_path / "a" / "run"
   assert json.loads((run / "config.json").read_text())["steps"] == 7
   assert json.loads((run / "overrides.json").read_text()) == {"steps": 7}
@@ -18,6 +19,7 @@ def test_a_start_records_config_overrides_and_provenance(tmp_path):
   assert launch["command"] == ["sft", "--x"]
   assert launch["versions"]["numpy"] and launch["python"].startswith("3.")
   assert set(launch["git"]) == {"revision", "status", "diff"}
+  assert launch["compiled"] == {"cache": "compiled", "XLA_FLAGS": "--a=1 --password=[redacted]"}
   assert sorted(p.name for p in run.iterdir()) == ["config.json", "info.json", "overrides.json"]
 
 

@@ -6,11 +6,13 @@ python -m tools.bench_train --peer='other/bin/python their_training.py' --rounds
 
 The peer is any command that prints "<number> tokens/s" for the same model and batch; it is run in
 turn with ours. The share is model FLOPs (three forwards, all of the attention square) over what a
-large float32 product reaches here.
+large float32 product reaches here. Programs come from the cache that experiments use
+(docs/profiling.md): the second run shows how soon a run starts.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -29,9 +31,11 @@ from llm_jax.losses import objectives, token
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import flops
 from llm_jax.stages import training
-from llm_jax.train import optim, parallel
+from llm_jax.train import compiling, monitor, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
 
+_BEGAN = time.time()
+_LOADED = "/jax/compilation_cache/cache_hits"
 _LLAMA = {"qk_norm": False, "norm_eps": 1e-6}
 SIZES = {
   "tiny": (config.Model(8192, 384, 6, 6, hidden=1024, **_LLAMA), 16, 256),
@@ -52,11 +56,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--remat", default="none", help="see config.model.remat")
   parser.add_argument("--dtype", default="float32", help="compute dtype")
   parser.add_argument("--scan", action="store_true", help="layers in a loop")
+  parser.add_argument("--scan_unroll", type=int, default=1, help="layers a round of this loop")
   parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
   parser.add_argument("--rounds", type=int, default=1, help="turns of both sides")
   parser.add_argument("--peer", default="", help="command that prints tokens/s")
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options = parser.parse_args(argv)
+  compiling.cache()
   try:
     figures = race(options)
   except UserError as error:
@@ -72,7 +78,7 @@ def race(options: argparse.Namespace) -> dict:
   """Returns the figures of all rounds."""
   shape, batch, length = SIZES[options.size]
   batch, length = options.batch or batch, options.length or length
-  for name in ("attention", "remat", "dtype", "scan"):
+  for name in ("attention", "remat", "dtype", "scan", "scan_unroll"):
     setattr(shape, name, getattr(options, name))
   step, first, size = prepared(shape, batch, length)
   own: list[float] = []
@@ -91,22 +97,25 @@ def race(options: argparse.Namespace) -> dict:
     "batch": batch,
     "length": length,
     "attention": options.attention,
-    "first_step_seconds": round(first, 2),
     "temporary_bytes": size,
     "tokens_per_second": own,
     "peer_tokens_per_second": theirs,
     "matmul_flops_per_second": rate,
     "share": statistics.median(own) * per_token / rate,
-  }
+  } | first
 
 
 def prepared(shape: config.Model, batch: int, length: int):
-  """Returns (a function that makes one step and gives its seconds, seconds of the first, bytes)."""
+  """Returns (a function that makes one step and gives its seconds, figures of the first, bytes)."""
   model, place = Transformer.from_config(shape), parallel.make(config.Mesh())
   tx = optim.make(config.Optimizer(lr=1e-3, schedule="constant", warmup=0), 1000)
   loss_fn = objectives.next_token(training.decoder_apply(model, train=True), token.cross_entropy)
   step = place.compile(make_train_step(loss_fn, tx))
-  begun = time.perf_counter()
+  loaded: list[str] = []
+  jax.monitoring.register_event_listener(
+    lambda event, **_: loaded.append(event) if event == _LOADED else None
+  )
+  programs = monitor.compilations()
   state = place.init(state_maker(training.initializer(model), tx), jax.random.key(0))
   ids = np.random.default_rng(0).integers(0, shape.vocab_size, (batch, length + 1), np.int32)
   ones = np.ones((batch, length), np.int32)
@@ -123,10 +132,25 @@ def prepared(shape: config.Model, batch: int, length: int):
     return time.perf_counter() - start
 
   timed()
-  first = time.perf_counter() - begun
+  first = {
+    "first_step_seconds": round(age(), 2),
+    "first_step_cpu_seconds": round(time.process_time(), 2),
+    "programs_loaded": len(loaded),
+    "programs_compiled": monitor.compilations() - programs - len(loaded),
+  }
   size = step.lower(state, rows).compile().memory_analysis().temp_size_in_bytes
   timed()
   return timed, first, size
+
+
+def age() -> float:
+  """Seconds since this process began; where Linux does not say, since this file was imported."""
+  try:
+    fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    up = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+  except OSError:
+    return time.time() - _BEGAN
+  return up - int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc_pid_stat(5), starttime.
 
 
 def peer(command: str) -> float:
@@ -163,7 +187,12 @@ def table(figures: dict) -> str:
     ("device", f"{figures['device']}, jax {figures['jax']}"),
     ("model", f"{figures['size']}, {figures['parameters']:,} parameters"),
     ("batch", f"{figures['batch']} x {figures['length']}, attention {figures['attention']}"),
-    ("first step, seconds from the start of the program's own work", figures["first_step_seconds"]),
+    ("first step done, seconds after the process began", figures["first_step_seconds"]),
+    ("CPU seconds until then", figures["first_step_cpu_seconds"]),
+    (
+      "programs loaded, compiled until then",
+      f"{figures['programs_loaded']}, {figures['programs_compiled']}",
+    ),
     ("temporary memory of the step, MiB", f"{figures['temporary_bytes'] / 2**20:,.0f}"),
     ("tokens/s", ", ".join(f"{rate:,.0f}" for rate in own)),
     ("share of the matmul rate", f"{100 * figures['share']:.0f} %"),

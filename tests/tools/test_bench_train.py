@@ -1,6 +1,7 @@
 """The race of training steps: figures that add up, a peer in turn, errors in one line."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -26,9 +27,19 @@ def test_it_prints_a_table_and_writes_the_figures(tmp_path, capsys):
   figures = json.loads((tmp_path / "step.json").read_text())
   assert len(figures["tokens_per_second"]) == len(figures["peer_tokens_per_second"]) == 2
   assert figures["share"] > 0 and figures["temporary_bytes"] > 0
+  assert 0 < figures["first_step_seconds"] and 0 < figures["first_step_cpu_seconds"]
+  assert figures["programs_loaded"] + figures["programs_compiled"] > 0
 
 
 def test_a_peer_that_fails_is_one_line(capsys):
   words = ["--steps=1", f"--peer={sys.executable} -c 'raise SystemExit(3)'"]
   assert bench_train.main(words) == 2
   assert "--peer ended with 3 and printed no tokens/s" in capsys.readouterr().err
+
+
+def test_the_age_of_a_process_counts_from_its_start():
+  code = "import time; time.sleep(0.3); from tools import bench_train as b; t = time.perf_counter()"
+  code += "; a = b.age(); time.sleep(0.2); print(a, b.age() - a)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  age, slept = map(float, done.stdout.split())
+  assert age > 0.29 and slept > 0.19

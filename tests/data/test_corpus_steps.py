@@ -7,6 +7,7 @@ import pytest
 from llm_jax.data.documents import Document
 from llm_jax.data.pipeline import engines, recipe, shards
 
+SLOW = pytest.mark.slow
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "prstvz"]
 
 
@@ -81,7 +82,7 @@ def test_the_first_of_equal_paragraphs_stays(tmp_path, parts):
   assert made.funnel[-1].edited == {"parts cut out": 4}
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4])
 def test_repeated_stretches_are_cut_from_all_but_the_first(tmp_path, parts):
   rng = random.Random(2)
   planted = sentence(rng, 60)
@@ -102,7 +103,7 @@ def test_documents_of_mostly_repeated_stretches_go_whole(tmp_path):
   assert [(d["id"], d["reason"]) for d in drops] == [("d002", "repeated stretches")]
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=SLOW), 3])
 def test_duplicates_say_for_whom_they_go(tmp_path, parts):
   rng = random.Random(4)
   texts = [sentence(rng, 200) for _ in range(5)]

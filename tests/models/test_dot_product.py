@@ -90,7 +90,8 @@ def test_no_such_backend():
 
 
 @pytest.mark.parametrize(
-  ("position", "scan"), [("rope", True), ("alibi", False), ("relative", True)]
+  ("position", "scan"),
+  [("rope", True), pytest.param("alibi", False, marks=pytest.mark.slow), ("relative", True)],
 )
 def test_a_decoder_with_either_is_the_same(position, scan):
   shape = config.Model(

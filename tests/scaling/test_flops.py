@@ -57,7 +57,14 @@ def test_flops_of_an_encoder_decoder_are_those_that_the_compiler_counts():
   assert 0.9 < 2 * flops.seq2seq_forward_flops(cfg, 96, 64) / counted < 1.0
 
 
-@pytest.mark.parametrize("fields", [{}, {"targets": ("q", "down")}, {"dora": True}])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    pytest.param({}, marks=pytest.mark.slow),
+    pytest.param({"targets": ("q", "down")}, marks=pytest.mark.slow),
+    {"dora": True},
+  ],
+)
 def test_the_parameters_of_an_adapter(fields):
   adapter = config.Lora(rank=3, **fields)
   for name in SHAPES:

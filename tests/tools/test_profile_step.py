@@ -21,6 +21,7 @@ def quick(monkeypatch):
   monkeypatch.setattr(profile_step, "copy_rate", lambda size: 1e9)
 
 
+@pytest.mark.slow
 def test_it_says_where_the_step_goes(tmp_path, capsys):
   out = [f"--json={tmp_path / 'step.json'}", f"--out={tmp_path / 'trace'}"]
   assert profile_step.main([*SMALL, "--steps=3", "--traced=2", *out]) == 0

@@ -63,7 +63,10 @@ def alone(tied):
   return update(config.Mesh(data=1), dataclasses.replace(SHAPE, tied=tied))
 
 
-@pytest.mark.parametrize(("mesh", "tied"), [("sequence", True), ("all", True), ("all", False)])
+@pytest.mark.parametrize(
+  ("mesh", "tied"),
+  [("sequence", True), ("all", False), pytest.param("all", True, marks=pytest.mark.slow)],
+)
 def test_one_update_is_that_of_one_device(mesh, tied):
   params, loss = alone(tied)
   got, got_loss = update(MESHES[mesh], dataclasses.replace(SHAPE, tied=tied))

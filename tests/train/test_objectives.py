@@ -123,8 +123,7 @@ def train(name, kind, accum):
   return place.fetch(state.params), seen
 
 
-FAST = {("next_token", "pmap"), ("score_pairs", "cube"), ("logratio_pairs", "pmap")}
-FAST |= {("actor_critic", "cube")}
+FAST = {("next_token", "cube"), ("logratio_pairs", "pmap")}
 
 
 def every_case():

@@ -46,30 +46,47 @@ def truncate(logits: jax.Array, top_k: int = 0, top_p: jax.Array | float = 1.0) 
   )
 
 
-def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-  """One token per row from softmax(logits), each row by a key of its own.
+def uniforms(keys: jax.Array, count: int) -> jax.Array:
+  """Uniform numbers in [0, 1) of each row: number n of row b is of `fold_in(keys[b], n)`.
+
+  Args:
+    keys: [B] PRNG keys (typed, or raw [B, 2] uint32).
+    count: N, numbers a row.
+
+  Returns:
+    [B, N] float32.
+  """
+  one = lambda key, n: jax.random.uniform(jax.random.fold_in(key, n))  # noqa: E731
+  return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, jnp.arange(count))
+
+
+def draw(uniform: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """One token per row from softmax(logits), and its log-probability.
 
   Inverts the distribution function at one uniform number per row, first over blocks of tokens,
   then within the block: a tenth of the time of one Gumbel number per token. The uniform has 23
   bits, so probabilities far below 1e-7 are not resolved.
 
   Args:
-    keys: [B] PRNG keys.
+    uniform: [B] float32 in [0, 1).
     logits: [B, V] float32; -inf is never drawn.
 
   Returns:
-    [B] int32.
+    [B] int32, and [B] float32 in nats.
   """
   rows, vocabulary = logits.shape
-  weights_BV = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  most_B1 = jnp.max(logits, axis=-1, keepdims=True)
+  weights_BV = jnp.exp(logits - most_B1)
   weights_BV = jnp.pad(weights_BV, ((0, 0), (0, -vocabulary % _BLOCK)))
   weights = weights_BV.reshape(rows, -1, _BLOCK)
   block_mass = weights.sum(axis=-1)
-  uniform_B = jax.vmap(jax.random.uniform)(keys)
-  block_B, offset_B = _invert(block_mass, uniform_B * block_mass.sum(axis=-1))
+  mass_B = block_mass.sum(axis=-1)
+  block_B, offset_B = _invert(block_mass, uniform * mass_B)
   inner = jnp.take_along_axis(weights, block_B[:, None, None], axis=1)[:, 0]
   token_B, _ = _invert(inner, offset_B)
-  return (block_B * _BLOCK + token_B).astype(jnp.int32)
+  token_B = (block_B * _BLOCK + token_B).astype(jnp.int32)
+  picked_B = jnp.take_along_axis(logits, token_B[:, None], axis=1)[:, 0]
+  return token_B, picked_B - (jnp.log(mass_B) + most_B1[:, 0])
 
 
 def _invert(weights: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:

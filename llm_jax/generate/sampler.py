@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.generate.cache import decoding_model, prefill, prompt_places, read
-from llm_jax.generate.logits import draw, truncate
+from llm_jax.generate.cache import decoding_model, grow, prefill, prompt_places, read
+from llm_jax.generate.logits import draw, truncate, uniforms
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.types import Batch, Params
 
+_CHUNK = 512  # Slots of a prompt that are read at a time.
+_STAGES = 4  # Sizes that a cache grows through,
+_STAGE = 32  # each by as many tokens at least.
 _SPLIT = 32  # Rows from which on a batch hands its last quarter over to a smaller one.
 
 
@@ -61,6 +64,7 @@ def sample(
   top_p: float = 1.0,
   end_id: int,
   pad_id: int = 0,
+  chunk: int = _CHUNK,
 ) -> Rollout:
   """Draws `samples` answers to each prompt, side by side: B = C * samples rows from C prompts.
 
@@ -84,6 +88,7 @@ def sample(
     top_p: draw from the smallest set of this probability; 1: from all.
     end_id: the token that ends an answer.
     pad_id: the token that fills the rest.
+    chunk: slots of a prompt that a decoder reads at a time, so that memory is linear in P.
 
   Returns:
     A Rollout.
@@ -92,19 +97,14 @@ def sample(
     ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
       left, or P + N exceeds a table of learned positions.
   """
-  _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p)
+  _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk)
   setting = _Setting(
     temperature=jnp.float32(temperature if temperature > 0 else 1.0),
-    top_p=jnp.float32(top_p),
-    end_id=jnp.int32(end_id),
-    pad_id=jnp.int32(pad_id),
-    cap=model.cfg.logit_cap,
-    max_new=max_new,
-    samples=samples,
-    top_k=top_k,
-    greedy=temperature == 0,
-    nucleus=top_p < 1,
-  )
+    top_p=jnp.float32(top_p), end_id=jnp.int32(end_id), pad_id=jnp.int32(pad_id),
+    cap=model.cfg.logit_cap, tied=model.cfg.tied, chunk=chunk,
+    max_new=max_new, samples=samples, top_k=top_k,
+    greedy=temperature == 0, nucleus=top_p < 1,
+  )  # fmt: skip
   prompts, prompt_mask = jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_mask)
   return _sample(model, params, prompts, prompt_mask, keys, setting)
 
@@ -126,7 +126,7 @@ def rollout_to_batch(rollout: Rollout) -> Batch:
 
 class _State(NamedTuple):
   step: jax.Array  # [] int32, tokens drawn so far.
-  keys: jax.Array  # [B]
+  uniform: jax.Array | None  # [B, N] float32, what tokens are drawn with; None: greedily.
   first: jax.Array  # [B] int32, the position of the first new token.
   hidden: jax.Array  # [B, D], the state that predicts the next token.
   ended: jax.Array  # [B] bool.
@@ -144,6 +144,8 @@ class _Setting:
   end_id: jax.Array
   pad_id: jax.Array
   cap: float = flax.struct.field(pytree_node=False)
+  tied: bool = flax.struct.field(pytree_node=False)
+  chunk: int = flax.struct.field(pytree_node=False)
   max_new: int = flax.struct.field(pytree_node=False)
   samples: int = flax.struct.field(pytree_node=False)
   top_k: int = flax.struct.field(pytree_node=False)
@@ -155,9 +157,11 @@ class _Setting:
 def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
   head_DV = model.head(params).astype(jnp.dtype(model.cfg.dtype))
+  rooms = _rooms(prompts.shape[1], setting.max_new)
+  angles = model.angles(prompts.shape[1] + setting.max_new)
   positions_CP, segments_CP = prompt_places(prompt_mask)
   prefilled = prefill(
-    model, params, prompts, positions_CP, segments_CP, setting.max_new, setting.pad_id
+    model, params, prompts, positions_CP, segments_CP, rooms[0], setting.pad_id, setting.chunk
   )
   prompts, positions_BP, segments_BP, hidden_BD, first_B, cache = _repeat(
     (prompts, positions_CP, segments_CP, *prefilled), setting.samples
@@ -169,12 +173,23 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
     token_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, at, 1, axis=1)
     segment_B1 = jax.lax.dynamic_slice_in_dim(state.mask, at, 1, axis=1).astype(jnp.int32)
     position_B1 = (state.first + at)[:, None]
-    hidden_B1D, cache = read(model, params, token_B1, position_B1, segment_B1, state.cache)
+    hidden_B1D, cache = read(model, params, token_B1, position_B1, segment_B1, state.cache, angles)
     return _pick(setting, head_DV, state._replace(hidden=hidden_B1D[:, 0], cache=cache))
 
-  state = _pick(setting, head_DV, _start(keys, first_B, hidden_BD, cache, setting))
-  state = _decode(advance, state, setting.max_new)
+  uniform_BN = None if setting.greedy else uniforms(keys, setting.max_new)
+  state = _pick(setting, head_DV, _start(uniform_BN, first_B, hidden_BD, cache, setting))
+  state = _decode(advance, state, rooms)
   return _rollout(state, prompts, positions_BP, segments_BP)
+
+
+def _rooms(slots: int, max_new: int) -> list[int]:
+  """New tokens that the cache has room for, stage after stage.
+
+  Attention reads every slot, empty or not, so a cache that grows saves up to half of it. Where the
+  prompts are longer than the answers it is not worth a program for each size.
+  """
+  stages = max(1, min(_STAGES, max_new // _STAGE)) if max_new >= slots else 1
+  return [-(-max_new * (i + 1) // stages) for i in range(stages)]
 
 
 def _repeat(tree, samples: int):
@@ -182,12 +197,12 @@ def _repeat(tree, samples: int):
   return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0) if x.ndim else x, tree)
 
 
-def _start(keys, first_B, hidden_BD: jax.Array, cache: Any, setting: _Setting) -> _State:
+def _start(uniform_BN, first_B, hidden_BD: jax.Array, cache: Any, setting: _Setting) -> _State:
   rows = hidden_BD.shape[0]
   zeros_BN = jnp.zeros((rows, setting.max_new), jnp.float32)
   return _State(
     step=jnp.int32(0),
-    keys=keys,
+    uniform=uniform_BN,
     first=first_B,
     hidden=hidden_BD,
     ended=jnp.zeros(rows, bool),
@@ -199,7 +214,7 @@ def _start(keys, first_B, hidden_BD: jax.Array, cache: Any, setting: _Setting) -
   )
 
 
-def _decode(advance: Callable[[_State], _State], state: _State, max_new: int) -> _State:
+def _decode(advance: Callable[[_State], _State], state: _State, rooms: Sequence[int]) -> _State:
   """Advances until every row has ended or is full.
 
   Most answers are short and a few are long: once a quarter of the rows is left, these go on as a
@@ -207,15 +222,17 @@ def _decode(advance: Callable[[_State], _State], state: _State, max_new: int) ->
   """
   rows = len(state.ended)
   few = rows // 4 if rows >= _SPLIT else 0
+  for last, room in zip((rooms[0], *rooms), rooms, strict=False):
 
-  def unfinished(state: _State) -> jax.Array:
-    return (state.step < max_new) & (jnp.sum(~state.ended) > few)
+    def unfinished(state: _State, room: int = room) -> jax.Array:
+      return (state.step < room) & (jnp.sum(~state.ended) > few)
 
-  state = jax.lax.while_loop(unfinished, advance, state)
+    state = state._replace(cache=grow(state.cache, room - last))
+    state = jax.lax.while_loop(unfinished, advance, state)
   if not few:
     return state
   alive = jnp.argsort(state.ended, stable=True)[:few]
-  rest = _decode(advance, jax.tree.map(lambda x: x[alive] if x.ndim else x, state), max_new)
+  rest = _decode(advance, jax.tree.map(lambda x: x[alive] if x.ndim else x, state), rooms[-1:])
   written = ("tokens", "mask", "logps", "sampled_logps", "ended")
   return state._replace(
     **{name: getattr(state, name).at[alive].set(getattr(rest, name)) for name in written}
@@ -224,18 +241,16 @@ def _decode(advance: Callable[[_State], _State], state: _State, max_new: int) ->
 
 def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   """Draws token number `state.step` of every row from its hidden state, and writes it down."""
-  logits_BV = jnp.dot(state.hidden, head_DV, preferred_element_type=jnp.float32)
-  if setting.cap:
-    logits_BV = setting.cap * jnp.tanh(logits_BV / setting.cap)
-  logits_BV = logits_BV / setting.temperature
+  logits_BV = _logits(setting, head_DV, state.hidden)
   if setting.greedy:
     token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logp_B = _logp(logits_BV, token_B)
     sampled_B = jnp.zeros_like(logp_B)
   else:
+    uniform_B = jax.lax.dynamic_index_in_dim(state.uniform, state.step, axis=1, keepdims=False)
     kept_BV = truncate(logits_BV, setting.top_k, setting.top_p if setting.nucleus else 1.0)
-    token_B = draw(jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step), kept_BV)
-    logp_B, sampled_B = _logp(logits_BV, token_B), _logp(kept_BV, token_B)
+    token_B, sampled_B = draw(uniform_B, kept_BV)
+    logp_B = sampled_B if kept_BV is logits_BV else _logp(logits_BV, token_B)
   alive_B = ~state.ended
 
   def put(buffer_BN, value_B):
@@ -250,6 +265,17 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
     logps=put(state.logps, jnp.where(alive_B, logp_B, 0)),
     sampled_logps=put(state.sampled_logps, jnp.where(alive_B, sampled_B, 0)),
   )
+
+
+def _logits(setting: _Setting, head_DV: jax.Array, hidden_BD: jax.Array) -> jax.Array:
+  """[B, V] float32, at the temperature."""
+  if setting.tied:  # The table as it lies in memory: turning it round costs two tokens' time.
+    logits_BV = jnp.einsum("BD,VD->BV", hidden_BD, head_DV.T, preferred_element_type=jnp.float32)
+  else:
+    logits_BV = jnp.dot(hidden_BD, head_DV, preferred_element_type=jnp.float32)
+  if setting.cap:
+    logits_BV = setting.cap * jnp.tanh(logits_BV / setting.cap)
+  return logits_BV / setting.temperature
 
 
 def _logp(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
@@ -276,13 +302,15 @@ def _rollout(state: _State, prompts, positions_BP, segments_BP) -> Rollout:
   )
 
 
-def _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p) -> None:
+def _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk) -> None:
   if np.ndim(prompts) != 2 or np.shape(prompt_mask) != np.shape(prompts):
     raise ValueError(
       f"prompts {np.shape(prompts)} and prompt_mask {np.shape(prompt_mask)} must both be [C, P]"
     )
-  if max_new < 1 or samples < 1:
-    raise ValueError(f"max_new and samples must be at least 1, got {max_new} and {samples}")
+  if min(max_new, samples, chunk) < 1:
+    raise ValueError(
+      f"max_new, samples and chunk must be at least 1, got {max_new}, {samples} and {chunk}"
+    )
   if keys.shape[0] != prompts.shape[0] * samples:
     raise ValueError(
       f"keys {keys.shape} must be one per answer: {samples} for each row of {prompts.shape}"

@@ -53,6 +53,11 @@ class LanguageModel(nn.Module):
     return params["embedding"].T if self.cfg.tied else params["lm_head"]
 
   @nn.nowrap
+  def angles(self, slots: int) -> tuple | None:
+    """What `__call__` can look positions below `slots` up in; None: nothing."""
+    return None
+
+  @nn.nowrap
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache of zeros for `slots` tokens per row of the decoder."""
     cfg = self.cfg

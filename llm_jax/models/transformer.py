@@ -165,6 +165,7 @@ class Transformer(LanguageModel):
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
     cache: Cache | None = None,
+    angles: tuple | None = None,
   ):
     """Hidden states after the final norm: `hidden @ head` are the next token's logits.
 
@@ -174,6 +175,7 @@ class Transformer(LanguageModel):
       segments: [B, T] int32, 0 is padding; None: one segment per row.
       cache: keys and values of the tokens before; these T tokens go to its next T slots, and
         the caller sees to it that there are as many.
+      angles: `angles(slots)`, to look positions below `slots` up in; None: they are worked out.
 
     Returns:
       [B, T, D] of the compute dtype; with a cache, a pair of that and the new cache.
@@ -204,7 +206,7 @@ class Transformer(LanguageModel):
     if bias is not None and whole:
       bias = bias.array()  # Once for all layers.
     own = (None, None) if cache is None else (key_segments, start)
-    context = Context(*self._ropes(positions), bias, segments, *own)
+    context = Context(*self._ropes(positions, angles), bias, segments, *own)
     x_BTD, keys_values = self._run_blocks(x_BTD, context, cache)
     hidden_BTD = self.final_norm(x_BTD)
     if cache is None:
@@ -229,8 +231,20 @@ class Transformer(LanguageModel):
     found = (pattern[i % len(pattern)] for i in range(self.cfg.layers))
     return [window if window else NO_WINDOW for window in found]
 
-  def _ropes(self, positions: jax.Array) -> tuple:
+  @nn.nowrap
+  def angles(self, slots: int) -> tuple:
+    """Rotary angles of the positions 0 .. slots - 1, for `__call__`.
+
+    For loops over single tokens: there, XLA on a CPU works cosines out again for each layer and
+    head.
+    """
+    return self._ropes(jnp.arange(slots)[None])
+
+  @nn.nowrap
+  def _ropes(self, positions: jax.Array, angles: tuple | None = None) -> tuple:
     """The angles of layers that see all tokens, and those of layers with a window."""
+    if angles is not None:
+      return jax.tree.map(lambda table: jnp.take(table[0], positions, axis=0), angles)
     cfg = self.cfg
     if cfg.position != "rope":
       return None, None

@@ -8,6 +8,7 @@ import pytest
 from llm_jax.generate import logits as logits_lib
 
 LOGITS = 2 * jax.random.normal(jax.random.key(0), (5, 150))
+uniforms = logits_lib.uniforms
 draw = jax.jit(logits_lib.draw)
 truncate = logits_lib.truncate
 
@@ -60,15 +61,28 @@ def test_draws_follow_the_distribution(vocabulary):
   logits = LOGITS[0, :vocabulary].at[3].set(-jnp.inf)
   count = 40_000
   keys = jax.random.split(jax.random.key(2), count)
-  tokens = np.asarray(draw(keys, jnp.broadcast_to(logits, (count, vocabulary))))
+  tokens, logps = draw(uniforms(keys, 1)[:, 0], jnp.broadcast_to(logits, (count, vocabulary)))
+  tokens = np.asarray(tokens)
   seen = np.bincount(tokens, minlength=vocabulary)
   expected = count * np.asarray(jax.nn.softmax(logits))
   assert seen[3] == 0 and len(seen) == vocabulary
   chi2 = np.sum((seen - expected)[expected > 0] ** 2 / expected[expected > 0])
   assert chi2 < vocabulary + 5 * np.sqrt(2 * vocabulary)  # Mean and deviation of a chi-square.
+  np.testing.assert_allclose(logps, jax.nn.log_softmax(logits)[tokens], atol=1e-5)
 
 
 def test_a_single_allowed_token_is_always_drawn():
   keys = jax.random.split(jax.random.key(2), 300)
   only = jnp.full((300, 300), -jnp.inf).at[jnp.arange(300), jnp.arange(300)].set(-40.0)
-  np.testing.assert_array_equal(draw(keys, only), np.arange(300))
+  tokens, logps = draw(uniforms(keys, 1)[:, 0], only)
+  np.testing.assert_array_equal(tokens, np.arange(300))
+  np.testing.assert_allclose(logps, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_number_n_of_a_row_is_of_its_own_key_folded_with_n(raw):
+  keys = jax.random.split(jax.random.key(4), 3)
+  got = uniforms(jax.random.key_data(keys) if raw else keys, 5)
+  for b in range(3):
+    for n in range(5):
+      assert got[b, n] == jax.random.uniform(jax.random.fold_in(keys[b], n))

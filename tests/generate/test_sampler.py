@@ -72,6 +72,28 @@ def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):
   np.testing.assert_allclose(rollout.sampled_logps, rollout.logps, atol=1e-5)  # No truncation.
 
 
+def test_long_answers_outgrow_the_first_cache_and_stay_what_the_learner_recomputes():
+  assert len(sampler._rooms(5, 70)) == 2
+  rollout = run(max_new=70, end_id=NEVER)
+  expected, _ = learner_logps(MODEL, PARAMS, rollout)
+  np.testing.assert_allclose(rollout_to_batch(rollout)["sampler_logps"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("slots", "max_new"), [(64, 128), (5, 70), (900, 60), (3, 31), (9, 4096)])
+def test_room_grows_to_all_new_tokens_in_few_steps(slots, max_new):
+  rooms = sampler._rooms(slots, max_new)
+  assert rooms[-1] == max_new and len(rooms) <= 4
+  steps = np.diff([0, *rooms])
+  assert len(rooms) == 1 or (steps >= 32).all()
+  assert max_new >= slots or len(rooms) == 1
+
+
+def test_a_prompt_in_chunks_is_answered_as_at_once():
+  first, second = run(), run(chunk=2)
+  np.testing.assert_array_equal(first.tokens, second.tokens)
+  np.testing.assert_allclose(first.logps, second.logps, atol=1e-5)
+
+
 def test_samples_of_a_prompt_are_rows_of_it_with_keys_of_their_own():
   keys = jax.random.split(jax.random.key(3), 12)
   together = run(keys=keys, samples=3)
@@ -220,6 +242,7 @@ def test_batches_are_shifted_and_aligned():
     ({"mask": MASK[:, ::-1]}, "padded on the left"),
     ({"samples": 2}, "2 for each row"),
     ({"max_new": 0}, "max_new"),
+    ({"chunk": 0}, "chunk"),
     ({"temperature": -1.0}, "temperature"),
     ({"top_p": 0.0}, "top_p"),
     ({"top_k": -2}, "top_k"),

@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUICKSTART := runs/quickstart
 
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test test-long lint format clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
 quickstart: $(STAMP) ## Corpus, pretraining, SFT, reward model, PPO, DPO and report, in runs/quickstart
 	$(BIN)/python -m experiments.pipeline --workdir=$(QUICKSTART)
 
-test: lint ## Lint, format check and all tests that are not slow
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+test: lint ## Lint, format check and the quick tests, most of them
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long and not slow"
+
+test-long: $(STAMP) ## Tests that train, compile large programs, or start processes; CI runs them too
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "long and not slow"
 
 lint: $(STAMP) ## Lint and format check
 	$(BIN)/ruff check .

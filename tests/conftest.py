@@ -34,7 +34,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Gives all tests of the chain of tiny stages to one worker, which trains it once."""
+  """Gives all tests of the chain of tiny stages to one worker, which trains it once: long."""
   for item in items:
     if "root" in getattr(item, "fixturenames", ()):
       item.add_marker(pytest.mark.xdist_group("chain"))
+      item.add_marker(pytest.mark.long)

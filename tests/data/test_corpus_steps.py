@@ -82,6 +82,7 @@ def test_the_first_of_equal_paragraphs_stays(tmp_path, parts):
   assert made.funnel[-1].edited == {"parts cut out": 4}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4])
 def test_repeated_stretches_are_cut_from_all_but_the_first(tmp_path, parts):
   rng = random.Random(2)
@@ -93,6 +94,7 @@ def test_repeated_stretches_are_cut_from_all_but_the_first(tmp_path, parts):
   assert made.funnel[-1].edited["repeated windows found"] > 0
 
 
+@pytest.mark.long
 def test_documents_of_mostly_repeated_stretches_go_whole(tmp_path):
   rng = random.Random(3)
   planted = sentence(rng, 60)
@@ -103,6 +105,7 @@ def test_documents_of_mostly_repeated_stretches_go_whole(tmp_path):
   assert [(d["id"], d["reason"]) for d in drops] == [("d002", "repeated stretches")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [pytest.param(1, marks=SLOW), 3])
 def test_duplicates_say_for_whom_they_go(tmp_path, parts):
   rng = random.Random(4)

@@ -3,6 +3,8 @@
 import html
 import sys
 
+import pytest
+
 from llm_jax.data import docsite, docstrings, pydocs
 
 SOURCE = '''
@@ -54,6 +56,7 @@ def test_modules_in_c_are_inspected():
   assert found["gcd"].doc == "Greatest Common Divisor."
 
 
+@pytest.mark.long
 def test_listing_covers_the_installation():
   listed = pydocs.modules()
   names = {m.name for m in listed}

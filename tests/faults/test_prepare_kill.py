@@ -61,6 +61,7 @@ def killed(source, out, rng, seconds):
   return running
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_runs_lose_and_double_nothing(source, tmp_path, kills):
   start = time.monotonic()

@@ -42,6 +42,7 @@ def prefilled(model, params, chunk, room=2):
   return run(PROMPTS, *PLACES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "fields",
   [
@@ -61,6 +62,7 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(fields):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), in_chunks, at_once)
 
 
+@pytest.mark.long
 def test_what_is_in_the_padding_does_not_matter_in_chunks():
   model, params = make()
   first = prefilled(model, params, 4)[0]
@@ -69,6 +71,7 @@ def test_what_is_in_the_padding_does_not_matter_in_chunks():
   np.testing.assert_allclose(first, second, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoder_layers", [0, 1])
 def test_a_cache_that_grows_reads_on_as_one_that_had_the_room(encoder_layers):
   model, params = make(position="relative", encoder_layers=encoder_layers)

@@ -72,6 +72,7 @@ def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):
   np.testing.assert_allclose(rollout.sampled_logps, rollout.logps, atol=1e-5)  # No truncation.
 
 
+@pytest.mark.long
 def test_long_answers_outgrow_the_first_cache_and_stay_what_the_learner_recomputes():
   assert len(sampler._rooms(5, 70)) == 2
   rollout = run(max_new=70, end_id=NEVER)
@@ -110,6 +111,7 @@ def test_a_scanned_model_samples_what_its_unrolled_twin_samples():
   np.testing.assert_array_equal(first.tokens, second.tokens)
 
 
+@pytest.mark.long
 def test_the_fields_of_a_rollout_fit_together():
   keys = jax.random.split(jax.random.key(1), 64)
   prompts, mask = prompt_batch([3] * 64, 4)
@@ -165,6 +167,7 @@ def test_greedy_takes_the_most_likely_token():
   np.testing.assert_array_equal(again.tokens, rollout.tokens)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.8}])
 def test_truncation_draws_inside_and_its_logps_normalise(setting):
   rows = 64
@@ -183,6 +186,7 @@ def test_truncation_draws_inside_and_its_logps_normalise(setting):
   np.testing.assert_allclose(np.exp(rollout.sampled_logps[:, -1]), kept, rtol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_draws_follow_the_tempered_distribution(temperature):
   rows = 4000

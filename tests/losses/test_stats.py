@@ -64,6 +64,7 @@ def test_gradients_of_every_field_are_those_of_the_softmax(fields, shape, chunk)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shape", "chunk"), [((4, 37), 16), ((7, 3), 4), ((1, 7), 1024)])
 def test_a_mask_leaves_counted_tokens_as_they_are_and_the_rest_zero(shape, chunk):
   hidden, head, targets = problem(*shape)
@@ -88,6 +89,7 @@ def test_what_a_mask_leaves_out_may_be_anything():
   assert all((x == 0).all() for x in empty)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head_dtype", [jnp.bfloat16, jnp.float32])
 def test_bfloat16_products_accumulate_in_float32(head_dtype):
   hidden, head, targets = problem(2, 16, dim=256, vocab=64, dtype=jnp.bfloat16, scale=0.1)
@@ -147,6 +149,7 @@ def test_an_unused_field_costs_nothing():
   assert flops(False) < flops(True)  # Forward code of a field that nobody reads is dead.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_batch_sharded_over_devices_gives_the_same_and_stays_put(masked):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -41,6 +41,7 @@ def close(got, wanted):
   assert np.abs(got - wanted).max() <= 2e-4 * wanted.std()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("name", "fields"),
   [
@@ -63,6 +64,7 @@ def test_what_is_saved_does_the_same(name, fields, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, loaded)
 
 
+@pytest.mark.long
 def test_a_scanned_model_reads_and_writes_the_same_files(tmp_path):
   model, whole = adapted("llama")
   interop.save(tmp_path / "hf", model, {k: v for k, v in whole.items() if k != "lora"})
@@ -211,6 +213,7 @@ def test_parameters_with_an_adapter_are_not_saved_without_it(tmp_path):
   assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.long
 def test_a_shape_of_two_families_reads_the_adapters_of_both(tmp_path):
   model, whole = adapted("falcon_rw")
   twin = dataclasses.replace(model.cfg, position="rope", alibi="mpt")

@@ -81,6 +81,7 @@ def test_shapes_must_fit():
     attention(q, k, k, segments=jnp.ones((B, 6), jnp.int32))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [0.0, 1.0, 0.05])
 def test_scores_start_with_variance_one_whatever_their_scale(scale):
   layer = Attention(heads=4, kv_heads=4, head_dim=16, qk_norm=False, scale=scale)

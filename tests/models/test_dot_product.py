@@ -89,6 +89,7 @@ def test_no_such_backend():
     attention(normal(1, B, T, H, K), *[normal(2, B, H, T, K)] * 2, backend="flash")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("position", "scan"),
   [("rope", True), pytest.param("alibi", False, marks=pytest.mark.slow), ("relative", True)],
@@ -105,6 +106,7 @@ def test_a_decoder_with_either_is_the_same(position, scan):
   np.testing.assert_allclose(chunked.apply(params, tokens), model.apply(params, tokens), atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("position", ["rope", pytest.param("alibi", marks=pytest.mark.slow)])
 def test_no_array_of_all_scores_in_the_compiled_step(position):
   length = 8192

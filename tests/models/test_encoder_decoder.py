@@ -35,6 +35,7 @@ def run(model, params, *args, **kwargs):
   return model.apply(params, *args, **kwargs)
 
 
+@pytest.mark.long
 def test_a_target_sees_all_inputs_and_no_later_target():
   model, params = made()
 
@@ -48,6 +49,7 @@ def test_a_target_sees_all_inputs_and_no_later_target():
     assert (size[9 : 9 + t + 1] > 0).all() and (size[9 + t + 1 : 16] == 0).all()
 
 
+@pytest.mark.long
 def test_padding_changes_nothing():
   model, params = made()
   whole = run(model, params, INPUTS, TOKENS)
@@ -58,6 +60,7 @@ def test_padding_changes_nothing():
   np.testing.assert_allclose(run(model, params, inputs, tokens, *given)[:, :7], whole, atol=2e-5)
 
 
+@pytest.mark.long
 def test_packed_pairs_are_separate_pairs():
   model, params = made()
   alone = [run(model, params, INPUTS[i : i + 1], TOKENS[i : i + 1]) for i in range(2)]
@@ -69,6 +72,7 @@ def test_packed_pairs_are_separate_pairs():
   np.testing.assert_allclose(packed, jnp.concatenate(alone, axis=1), atol=2e-5)
 
 
+@pytest.mark.long
 def test_cached_steps_are_the_whole_pass():
   model, params = made()
   whole = run(model, params, INPUTS, TOKENS)

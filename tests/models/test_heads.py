@@ -40,6 +40,7 @@ def test_a_score_ignores_padding():
   assert short.shape == (3,) and short.dtype == jnp.float32
 
 
+@pytest.mark.long
 def test_a_critic_starts_at_zero_and_a_scorer_at_unit_scale():
   critic = heads.Critic.from_config(TINY)
   params = nn.unbox(jax.jit(critic.init)(jax.random.key(0), IDS)["params"])

@@ -36,6 +36,7 @@ def moved(params):
   return jax.tree_util.tree_map_with_path(learn, params)
 
 
+@pytest.mark.long
 @KINDS
 @SCANNED
 def test_a_new_adapter_changes_nothing(dora, scan):
@@ -44,6 +45,7 @@ def test_a_new_adapter_changes_nothing(dora, scan):
   np.testing.assert_allclose(model.apply(whole, TOKENS), model.apply(params, TOKENS), atol=1e-5)
 
 
+@pytest.mark.long
 @KINDS
 @SCANNED
 def test_it_is_the_merged_model(dora, scan):
@@ -69,6 +71,7 @@ def test_the_closed_form_of_one_layer():
   np.testing.assert_allclose(got, x @ (m * whole / jnp.linalg.norm(whole, axis=0)), atol=2e-5)
 
 
+@pytest.mark.long
 def test_boxes_name_the_axes_of_both_factors():
   _, params = made(scan=True)
   own = lora.attach(params, config.Lora(rank=3), jax.random.key(2))["lora"]["blocks"]
@@ -77,6 +80,7 @@ def test_boxes_name_the_axes_of_both_factors():
   assert own["mlp"]["down"]["scale"].names == ("layers",)
 
 
+@pytest.mark.long
 def test_targets_and_scales():
   _, params = made()
   cfg = config.Lora(rank=4, alpha=8.0, targets=("q", "v"))
@@ -90,6 +94,7 @@ def test_targets_and_scales():
     lora.attach(params, config.Lora(rank=4, targets=("gat",)), jax.random.key(2))
 
 
+@pytest.mark.long
 @KINDS
 def test_the_sampler_draws_with_the_adapter_of_a_scanned_model(dora):
   model, params = made(scan=True)

@@ -72,6 +72,7 @@ def test_buckets_are_exact_then_logarithmic():
   np.testing.assert_array_equal(both, [3, 0, 19])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_a_window_is_so_many_tokens_and_the_own_one(window):
   q, k, v = (jax.random.normal(jax.random.key(i), (1, 9, 2, 4)) for i in range(3))
@@ -93,6 +94,7 @@ def test_scores_are_capped_scaled_and_biased():
   np.testing.assert_allclose(got, jnp.einsum("bhts,bhsk->bthk", weights, v), atol=1e-5)
 
 
+@pytest.mark.long
 def test_capped_logits_have_the_statistics_and_gradients_of_the_whole_softmax():
   cfg = config.Model(vocab_size=13, dim=8, heads=2, logit_cap=2.0)
   hidden, head = (

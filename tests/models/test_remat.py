@@ -55,6 +55,7 @@ def close(ours, theirs):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("policy", "scan"),
   [

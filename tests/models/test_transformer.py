@@ -92,6 +92,7 @@ def test_a_state_depends_on_no_later_token(shape):
     assert (size_T[t + 1 :] == 0).all()
 
 
+@pytest.mark.long
 @every_shape
 def test_packed_rows_are_separate_rows(shape):
   model, params = make(**shape)
@@ -138,6 +139,7 @@ def test_rows_that_are_all_padding_are_finite_with_finite_gradients():
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [*SHAPES.values(), {"scan": True}], ids=[*SHAPES, "scan"])
 def test_cached_decoding_is_the_full_forward(shape):
   model, params = make(**shape)
@@ -165,6 +167,7 @@ def test_scanned_layers_are_unrolled_layers(shape):
   assert jax.tree.map(jnp.shape, inited) == jax.tree.map(jnp.shape, stacked)
 
 
+@pytest.mark.long
 @every_shape
 def test_logits_are_hidden_times_head(shape):
   model, params = make(**shape)

@@ -57,6 +57,7 @@ def test_flops_of_an_encoder_decoder_are_those_that_the_compiler_counts():
   assert 0.9 < 2 * flops.seq2seq_forward_flops(cfg, 96, 64) / counted < 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "fields",
   [

@@ -47,6 +47,7 @@ def shares(stream, steps):
   return found
 
 
+@pytest.mark.long
 def test_a_mixture_trains_and_leaves_its_plan(prepared, corpora, tmp_path, capsys):
   cfg = mixed(prepared, corpora, ("web=3, books=1",))
   state = pretrain.run(cfg, str(tmp_path))
@@ -82,6 +83,7 @@ def test_without_weights_sources_count_by_their_size(prepared, corpora):
   assert plan.shares["books"].share == pytest.approx(60 / 360, abs=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["best_fit", "concat"])
 def test_packed_rows_train_like_documents(prepared, corpora, tmp_path, strategy, capsys):
   for name in ("web", "books"):

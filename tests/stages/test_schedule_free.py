@@ -20,6 +20,7 @@ def apart(a, b):
   return max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
 def test_what_is_evaluated_and_loaded_is_the_average(kind, tmp_path):
   cfg = config.Stage(steps=3, batch=toys.ROWS, optimizer=FREE, mesh=config.Mesh(kind=kind))

@@ -29,6 +29,7 @@ def test_each_batch_size_is_a_row_and_its_peer_knows_it(tmp_path, capsys, monkey
   assert rows[1]["tokens_per_second"] == pytest.approx([15000.0] * 2)
 
 
+@pytest.mark.long
 def test_without_a_peer_there_is_no_ratio(capsys):
   assert bench_generation.main([*SMALL, "--batch=2"]) == 0
   assert capsys.readouterr().out.strip().endswith("|  |  |")

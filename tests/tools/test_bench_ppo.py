@@ -17,6 +17,7 @@ def small(monkeypatch):
   monkeypatch.setitem(bench_train.SIZES, "tiny", (config.Model(64, 16, 1, 2), 8, 16))
 
 
+@pytest.mark.long
 def test_an_iteration_has_all_its_parts_and_a_peer(tmp_path, capsys):
   assert bench_ppo.main([*SMALL, f"--peer={PEER}", f"--json={tmp_path / 'p.json'}"]) == 0
   text = capsys.readouterr().out

@@ -19,6 +19,7 @@ def small(monkeypatch):
   monkeypatch.setattr(bench_train, "matmul_rate", lambda dtype: 1e9)
 
 
+@pytest.mark.long
 def test_it_prints_a_table_and_writes_the_figures(tmp_path, capsys):
   words = ["--rounds=2", "--steps=1", f"--peer={PEER}", f"--json={tmp_path / 'step.json'}"]
   assert bench_train.main(words) == 0
@@ -31,6 +32,7 @@ def test_it_prints_a_table_and_writes_the_figures(tmp_path, capsys):
   assert figures["programs_loaded"] + figures["programs_compiled"] > 0
 
 
+@pytest.mark.long
 def test_a_peer_that_fails_is_one_line(capsys):
   words = ["--steps=1", f"--peer={sys.executable} -c 'raise SystemExit(3)'"]
   assert bench_train.main(words) == 2

@@ -144,6 +144,7 @@ def trained(caplog):
   return jax.tree.leaves(params), hits, misses
 
 
+@pytest.mark.long
 def test_loaded_programs_give_the_same_bits_and_a_broken_one_is_compiled(folder, caplog):
   cold, hits, misses = trained(caplog)
   assert not hits and misses

@@ -62,6 +62,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, whole, tmp_pat
   assert [row["step"] for row in rows(whole[0])] == [4, 8, 12, 16]
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
   process = start(tmp_path, 1000)
   time.sleep(0.1)
@@ -79,6 +80,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
   assert rows(tmp_path) == rows(expected[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_exits(number, code, tmp_path):
   process = start(tmp_path, 100_000)

@@ -63,6 +63,7 @@ def alone(tied):
   return update(config.Mesh(data=1), dataclasses.replace(SHAPE, tied=tied))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("mesh", "tied"),
   [("sequence", True), ("all", False), pytest.param("all", True, marks=pytest.mark.slow)],
@@ -75,6 +76,7 @@ def test_one_update_is_that_of_one_device(mesh, tied):
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.long
 def test_no_device_has_the_whole_vocabulary_or_the_whole_stream():
   _, state, batch, step = compiled(MESHES["all"], dataclasses.replace(SHAPE, tied=False))
   text = step.lower(state, batch).compile().as_text()

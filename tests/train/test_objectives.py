@@ -134,6 +134,7 @@ def every_case():
       yield pytest.param(name, kind, accum, marks=marks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "kind", "accum"), list(every_case()))
 def test_every_placement_and_accumulation_makes_the_same_update(name, kind, accum):
   jax.tree.map(

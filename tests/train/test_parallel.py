@@ -51,6 +51,7 @@ def test_the_step_keeps_the_shardings():
   assert jax.tree.map(lambda x: x.sharding, state) == before
 
 
+@pytest.mark.long
 def test_zero_splits_the_moments_over_data_and_changes_no_update():
   tx, batch = optax.adam(1e-2), toys.make_batch()
   states = []

@@ -25,6 +25,7 @@ def rows(workdir):
   ]
 
 
+@pytest.mark.long
 def test_a_profiled_run_is_the_same_run_and_its_products_are_the_closed_form(tmp_path, capsys):
   plain = toy_run.run(tmp_path / "plain", 9)
   capsys.readouterr()
@@ -49,6 +50,7 @@ def test_a_profiled_run_is_the_same_run_and_its_products_are_the_closed_form(tmp
   assert str(file) == found["trace"]
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_traces_what_is_left(tmp_path, capsys):
   toy_run.run(tmp_path, 5)
   with profile.steps(range(4, 9)):

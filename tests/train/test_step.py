@@ -51,6 +51,7 @@ def test_accumulation_is_one_batch(reference, accum):
   assert_same(toys.train(parallel.make(ONE), loss_fn, TX, accum=accum), expected)
 
 
+@pytest.mark.long
 def test_the_gradient_is_that_of_the_sum_of_the_terms_averages():
   loss_fn, batch = LOSSES["two_terms"], toys.make_batch()
   make_state = state_maker(toys.make_params(toys.Toy()), optax.sgd(1.0))
@@ -75,6 +76,7 @@ def test_a_mean_of_microbatch_means_would_differ():
   assert abs(whole - shortcut) > 1e-2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["2x2x2", "pmap"])
 def test_frozen_parameters_stay_and_the_others_move_as_on_one_device(place):
   loss_fn, batch = LOSSES["two_terms"], toys.make_batch()

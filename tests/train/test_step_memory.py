@@ -34,6 +34,7 @@ def largest(**fields) -> int:
   return max(math.prod(map(int, found.split(","))) for found in shapes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fields", [{}, {"scan": True, "remat": "full", "dtype": "bfloat16"}])
 def test_no_logits_of_all_tokens_and_no_scores_of_all_pairs(fields):
   chunk = 512 * VOCABULARY  # Logits that `token_stats` has at once.
@@ -41,5 +42,6 @@ def test_no_logits_of_all_tokens_and_no_scores_of_all_pairs(fields):
   assert largest(**fields) <= chunk
 
 
+@pytest.mark.long
 def test_all_scores_at_once_would_be_seen():
   assert largest(attention="xla") >= BATCH * HEADS * LENGTH**2

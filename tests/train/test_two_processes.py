@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from llm_jax.train import checkpoint, metrics
 from tests.train import two_processes
@@ -14,6 +15,7 @@ def losses(folder, name):
   return [row["loss"] for row in rows]
 
 
+@pytest.mark.long
 def test_two_processes_are_one_run(tmp_path):
   two_processes.write_documents(tmp_path / "tokens")
   two_processes.run(tmp_path, "whole", 8, data=2)

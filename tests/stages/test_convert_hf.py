@@ -19,6 +19,8 @@ from llm_jax.train.step import state_maker
 from tests.stages.conftest import SHAPE, tiny
 from tools import convert_hf
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def base(prepared, tmp_path_factory):
@@ -31,7 +33,6 @@ def converted(*words):
   return convert_hf.main([str(word) for word in words])
 
 
-@pytest.mark.long
 def test_there_and_back_is_the_same_model(prepared, base, tmp_path, capsys):
   assert converted("--run", base, "--prepared", prepared, "--out", tmp_path / "hf") == 0
   assert "a qwen3 of" in capsys.readouterr().out
@@ -70,7 +71,6 @@ def same_place(a, b, ndim):
   assert a.is_equivalent_to(b, ndim)
 
 
-@pytest.mark.long
 def test_sft_starts_from_a_folder_and_a_smaller_vocabulary_grows(prepared, base, tmp_path, capsys):
   run = runs.load(str(base), "init")
   small = 290
@@ -114,7 +114,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, says):
   assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.long
 def test_flags_that_would_do_nothing_are_refused(base, tmp_path, capsys):
   for words, message in [
     (("--hf", "x", "--dtype", "bfloat16"), "--dtype is of --run"),

@@ -30,6 +30,9 @@ def losses(path):
   return [row["eval/loss"] for row in rows if "eval/loss" in row]
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def base(prepared, tmp_path_factory):
   path = tmp_path_factory.mktemp("seq2seq") / "pretrain"
@@ -50,7 +53,6 @@ def answering(prepared, base):
   return path
 
 
-@pytest.mark.long
 def test_span_corruption_learns(base, prepared):
   found = losses(base)
   assert found[-1] < 0.8 * found[0]
@@ -156,7 +158,6 @@ def test_stages_of_decoders_refuse_it(base, root, prepared, tmp_path):
     pretrain.run(cfg, tmp_path / "mixed")
 
 
-@pytest.mark.long
 def test_lengths_that_cannot_be(base, prepared, tmp_path):
   cfg = tiny(config.Pretrain, prepared, model=SHAPE, length=2)
   with pytest.raises(UserError, match="config.length=2 must be at least 3"):
@@ -171,7 +172,6 @@ def test_lengths_that_cannot_be(base, prepared, tmp_path):
   assert not (tmp_path / "short").exists() and not (tmp_path / "one").exists()
 
 
-@pytest.mark.long
 def test_it_goes_out(base, tmp_path, capsys):
   shape = dataclasses.replace(SHAPE, attention_scale=1.0, activation="gelu_tanh")
   run = runs.load(str(base), "init", seq2seq=True)

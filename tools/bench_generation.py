@@ -11,7 +11,6 @@ batch.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -28,7 +27,7 @@ from llm_jax.generate import sample
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import flops
 from llm_jax.train import compiling
-from tools import bench_train
+from tools import _figures, bench_train
 
 _NEVER = -1  # An end token that is never drawn.
 
@@ -49,15 +48,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options = parser.parse_args(argv)
   compiling.cache()
-  try:
-    figures = race(options)
-  except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
-  print(table(figures))
-  if options.json:
-    options.json.write_text(json.dumps(figures, indent=2) + "\n")
-  return 0
+  return _figures.finish(lambda: race(options), table, options.json)
 
 
 def race(options: argparse.Namespace) -> dict:

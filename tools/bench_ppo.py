@@ -13,7 +13,6 @@ its seconds; it is run in turn with ours.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -36,7 +35,7 @@ from llm_jax.stages import answers, labels, ppo, scores, training
 from llm_jax.train import compiling, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
 from llm_jax.types import Batch, Params
-from tools import bench_train
+from tools import _figures, bench_train
 
 _NEVER = -1  # An end token that is never drawn.
 PARTS = ("sample", "annotate", "score", "label", "update")
@@ -62,15 +61,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options = parser.parse_args(argv)
   compiling.cache()
-  try:
-    figures = race(options)
-  except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
-  print(table(figures))
-  if options.json:
-    options.json.write_text(json.dumps(figures, indent=2) + "\n")
-  return 0
+  return _figures.finish(lambda: race(options), table, options.json)
 
 
 def race(options: argparse.Namespace) -> dict:

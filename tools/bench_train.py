@@ -11,7 +11,6 @@ large float32 product reaches here. Programs come from the cache that experiment
 """
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -33,6 +32,7 @@ from llm_jax.scaling import flops
 from llm_jax.stages import training
 from llm_jax.train import compiling, monitor, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
+from tools import _figures
 
 _BEGAN = time.time()
 _LOADED = "/jax/compilation_cache/cache_hits"
@@ -63,15 +63,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options = parser.parse_args(argv)
   compiling.cache()
-  try:
-    figures = race(options)
-  except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
-  print(table(figures))
-  if options.json:
-    options.json.write_text(json.dumps(figures, indent=2) + "\n")
-  return 0
+  return _figures.finish(lambda: race(options), table, options.json)
 
 
 def race(options: argparse.Namespace) -> dict:

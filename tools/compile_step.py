@@ -21,7 +21,7 @@ from typing import Any
 
 from llm_jax import config
 from llm_jax.errors import UserError
-from tools import _config
+from tools import _config, _figures
 
 _OWN = ("devices", "json")
 _WARNING = "nvoluntary full rematerialization"
@@ -35,15 +35,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--devices", type=int, default=8, help="virtual devices")
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options, words = parser.parse_known_args(argv)
-  try:
-    found = compiled(words, options.devices)
-  except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
-  print(report(found))
-  if options.json:
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
-  return 0
+  return _figures.finish(lambda: compiled(words, options.devices), report, options.json)
 
 
 def compiled(words: list[str], devices: int) -> dict[str, Any]:

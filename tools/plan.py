@@ -12,7 +12,6 @@ and puts the collectives through a model of the network (llm_jax/scaling/network
 """
 
 import argparse
-import json
 import pathlib
 import re
 import sys
@@ -24,7 +23,7 @@ from llm_jax.errors import UserError
 from llm_jax.models import presets
 from llm_jax.scaling import budget, devices, flops
 from llm_jax.scaling.network import Network, Scaling
-from tools import _config, compile_step
+from tools import _config, _figures, compile_step
 
 _PARTS = budget.Memory._fields
 _PRODUCTS = 0.75  # Of the peak, what large bfloat16 products reach on an H100 or H200.
@@ -47,15 +46,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--weak", default="", help="numbers of devices, such as 8,64,512")
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options, words = parser.parse_known_args(argv)
-  try:
-    found = plan(options, words)
-  except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
-  print(report(found))
-  if options.json:
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
-  return 0
+  return _figures.finish(lambda: plan(options, words), report, options.json)
 
 
 def plan(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:

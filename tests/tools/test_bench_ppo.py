@@ -40,3 +40,11 @@ def test_what_is_wrong_is_one_line(word, message, capsys):
   assert bench_ppo.main([*SMALL, word]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(bench_ppo, "race", lambda options: pytest.fail("measured"))
+  assert bench_ppo.main([*SMALL, f"--json={tmp_path / 'none' / 'p.json'}"]) == 2
+  assert "must be a file in a directory that is there" in capsys.readouterr().err

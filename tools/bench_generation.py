@@ -2,6 +2,7 @@
 
 python -m tools.bench_generation
 python -m tools.bench_generation --batch=16,64 --prompt=64 --new=128 --json=generation.json
+python -m tools.bench_generation --cpu_devices=2 --mesh=tensor=2
 python -m tools.bench_generation --peer='other/bin/python generation.py {batch}' --rounds=3
 
 Answers are drawn at temperature 1 by a model of random weights and never end, so that both sides do
@@ -19,15 +20,16 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.errors import UserError
 from llm_jax.generate import sample
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import flops
-from llm_jax.train import compiling
-from tools import _figures, bench_train
+from llm_jax.stages import training
+from llm_jax.train import compiling, parallel
+from llm_jax.types import Params
+from tools import _figures, _mesh, bench_train
 
 _NEVER = -1  # An end token that is never drawn.
 
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--prompt", type=int, default=64, help="tokens a prompt")
   parser.add_argument("--new", type=int, default=128, help="tokens an answer")
   parser.add_argument("--dtype", default="float32", help="compute dtype")
+  _mesh.add_options(parser)
   parser.add_argument("--repeats", type=int, default=5, help="timed calls a round; the best counts")
   parser.add_argument("--rounds", type=int, default=1, help="turns of both sides")
   parser.add_argument("--peer", default="", help="command that prints tokens/s; may have {batch}")
@@ -62,9 +65,10 @@ def race(options: argparse.Namespace) -> dict:
     raise UserError(f"--batch={options.batch} must be numbers of at least 1, such as 16,64")
   shape = bench_train.SIZES[options.size][0]
   shape.dtype = options.dtype
+  place = _mesh.make(options)
   model = Transformer.from_config(shape)
-  first = jnp.zeros((1, 1), jnp.int32)
-  params = jax.jit(lambda key: nn.unbox(model.init(key, first))["params"])(jax.random.key(0))
+  first = jax.jit(lambda key: nn.unbox(training.initializer(model)(key)))(jax.random.key(0))
+  params = training.placed(place, model, first)
   return {
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "jax": jax.__version__,
@@ -73,18 +77,23 @@ def race(options: argparse.Namespace) -> dict:
     "prompt": options.prompt,
     "new": options.new,
     "dtype": options.dtype,
-    "batches": [_raced(model, params, int(size), options) for size in sizes],
+    "mesh": options.mesh,
+    "batches": [_raced(model, params, place, int(size), options) for size in sizes],
   }
 
 
-def prepared(model: Transformer, params, batch: int, prompt: int, new: int) -> Callable[[], float]:
+def prepared(
+  model: Transformer, params: Params, place: parallel.Placement, batch: int, prompt: int, new: int
+) -> Callable[[], float]:
   """Returns a function that draws a batch of answers once and gives its seconds; it is compiled."""
   ids = np.random.default_rng(0).integers(1, model.cfg.vocab_size, (batch, prompt), np.int32)
-  mask, keys = np.ones_like(ids), jax.random.split(jax.random.key(1), batch)
+  given = (ids, np.ones_like(ids), jax.random.split(jax.random.key(1), batch))
+  draw = place.under(sample)
 
   def timed() -> float:
     start = time.perf_counter()
-    jax.block_until_ready(sample(model, params, ids, mask, keys, max_new=new, end_id=_NEVER))
+    rows = place.rows(given)
+    jax.block_until_ready(draw(model, params, *rows, max_new=new, end_id=_NEVER))
     return time.perf_counter() - start
 
   timed()
@@ -94,7 +103,7 @@ def prepared(model: Transformer, params, batch: int, prompt: int, new: int) -> C
 def table(figures: dict) -> str:
   """Returns the figures as Markdown, one row a batch size."""
   lines = [
-    f"{figures['device']}, jax {figures['jax']}; {figures['size']},"
+    f"{_mesh.described(figures)}, jax {figures['jax']}; {figures['size']},"
     f" {figures['parameters']:,} parameters, {figures['dtype']};"
     f" {figures['prompt']} prompt tokens, {figures['new']} new ones",
     "",
@@ -109,8 +118,8 @@ def table(figures: dict) -> str:
   return "\n".join(lines)
 
 
-def _raced(model: Transformer, params, batch: int, options: argparse.Namespace) -> dict:
-  timed = prepared(model, params, batch, options.prompt, options.new)
+def _raced(model, params, place, batch: int, options: argparse.Namespace) -> dict:
+  timed = prepared(model, params, place, batch, options.prompt, options.new)
   own: list[float] = []
   theirs: list[float] = []
   for _ in range(options.rounds):

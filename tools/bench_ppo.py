@@ -35,7 +35,7 @@ from llm_jax.stages import answers, labels, ppo, scores, training
 from llm_jax.train import compiling, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
 from llm_jax.types import Batch, Params
-from tools import _figures, bench_train
+from tools import _figures, _mesh, bench_train
 
 _NEVER = -1  # An end token that is never drawn.
 PARTS = ("sample", "annotate", "score", "label", "update")
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
   parser.add_argument("--prompt", type=int, default=64, help="tokens a prompt")
   parser.add_argument("--new", type=int, default=64, help="tokens an answer")
+  _mesh.add_options(parser)
   parser.add_argument("--dtype", default="float32", help="compute dtype")
   parser.add_argument(
     "--repeats", type=int, default=3, help="timed iterations a round; best counts"
@@ -97,6 +98,7 @@ def race(options: argparse.Namespace) -> dict:
     "prompt": options.prompt,
     "new": options.new,
     "dtype": options.dtype,
+    "mesh": options.mesh,
     "seconds": {part: statistics.median(x[part] for x in own) for part in PARTS},
     "tokens_per_second": [tokens / sum(seconds.values()) for seconds in own],
     "peer_tokens_per_second": theirs,
@@ -106,7 +108,7 @@ def race(options: argparse.Namespace) -> dict:
 def prepared(shape: config.Model, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
   """Returns a function that makes one iteration and gives the seconds of each part; compiled."""
   cfg = config.Ppo(batch=options.batch, rollouts=options.rollouts, epochs=options.epochs)
-  iteration = _Iteration(cfg, shape, options.prompt, options.new)
+  iteration = _Iteration(cfg, shape, options.prompt, options.new, _mesh.make(options))
   iteration()
   return iteration
 
@@ -114,16 +116,24 @@ def prepared(shape: config.Model, options: argparse.Namespace) -> Callable[[], d
 class _Iteration:
   """Four roles of random weights, and what a run does with them between two rollouts."""
 
-  def __init__(self, cfg: config.Ppo, shape: config.Model, prompt: int, new: int):
+  def __init__(
+    self,
+    cfg: config.Ppo,
+    shape: config.Model,
+    prompt: int,
+    new: int,
+    place: parallel.Placement,
+  ):
     self.cfg, self.new = cfg, new
     self.model, self.critic = Transformer.from_config(shape), heads.Critic.from_config(shape)
-    self.place = parallel.make(config.Mesh())
-    self.step, self.state = _learner(cfg, self.model, self.critic, self.place)
+    self.place = place
+    self.step, self.state = _learner(cfg, self.model, self.critic, place)
     scorer = heads.Scorer.from_config(shape)
-    self.judge = _fresh(scorer, 1)
-    self.reference = _fresh(self.model, 0)
-    self.score, self.label = scores.reward_model(scorer), labels.actor_critic(cfg)
-    self.logps, self.values = answers.logps_fn(self.model), jax.jit(self._values)
+    self.judge = training.placed(place, scorer, _fresh(scorer, 1))
+    self.reference = training.placed(place, self.model, _fresh(self.model, 0))
+    self.score, self.label = place.under(scores.reward_model(scorer)), labels.actor_critic(cfg)
+    self.logps = place.under(answers.logps_fn(self.model))
+    self.values = place.under(jax.jit(self._values))
     random = np.random.default_rng(0)
     self.prompts = random.integers(1, shape.vocab_size, (cfg.rollouts, prompt), np.int32)
     self.keys = jax.random.split(jax.random.key(2), cfg.rollouts)
@@ -136,7 +146,7 @@ class _Iteration:
     lap()
     batch = self._annotate(batch)
     lap()
-    scores_B = jax.device_get(self.score(self.judge, batch))
+    scores_B = jax.device_get(self.score(self.judge, self.place.rows(batch)))
     lap()
     ended_B = jnp.ones(self.cfg.rollouts)
     batch, _ = jax.device_get(self.label(batch, scores_B, ended_B, self.cfg.kl_init))
@@ -147,17 +157,17 @@ class _Iteration:
 
   def _draw(self) -> Batch:
     policy, mask = self.place.unreplicate(self.state.params)["policy"], np.ones_like(self.prompts)
-    rollout = sample(
-      self.model, policy, self.prompts, mask, self.keys, max_new=self.new, end_id=_NEVER
-    )
+    rows = self.place.rows((self.prompts, mask, self.keys))
+    draw = self.place.under(sample)
+    rollout = draw(self.model, policy, *rows, max_new=self.new, end_id=_NEVER)
     return jax.device_get(rollout_to_batch(rollout))
 
   def _annotate(self, batch: Batch) -> Batch:
-    params = self.place.unreplicate(self.state.params)
+    params, rows = self.place.unreplicate(self.state.params), self.place.rows(batch)
     return batch | jax.device_get({
-      "old_logps": self.logps(params["policy"], batch),
-      "ref_logps": self.logps(self.reference, batch),
-      "old_values": self.values(params["critic"], batch) * batch["mask"],
+      "old_logps": self.logps(params["policy"], rows),
+      "ref_logps": self.logps(self.reference, rows),
+      "old_values": self.values(params["critic"], rows) * rows["mask"],
     })  # fmt: skip
 
   def _values(self, params: Params, batch: Batch) -> jax.Array:
@@ -202,7 +212,7 @@ def table(figures: dict) -> str:
   own, theirs = figures["tokens_per_second"], figures["peer_tokens_per_second"]
   whole = sum(figures["seconds"].values())
   lines = [
-    f"{figures['device']}, jax {figures['jax']}; {figures['size']}, four roles of"
+    f"{_mesh.described(figures)}, jax {figures['jax']}; {figures['size']}, four roles of"
     f" {figures['parameters']:,} parameters, {figures['dtype']}; {figures['rollouts']} answers of"
     f" {figures['prompt']} + {figures['new']} tokens, {figures['epochs']} x"
     f" {figures['rollouts'] // figures['batch']} updates",

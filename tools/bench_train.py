@@ -32,7 +32,7 @@ from llm_jax.scaling import flops
 from llm_jax.stages import training
 from llm_jax.train import compiling, monitor, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
-from tools import _figures
+from tools import _figures, _mesh
 
 _BEGAN = time.time()
 _LOADED = "/jax/compilation_cache/cache_hits"
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--dtype", default="float32", help="compute dtype")
   parser.add_argument("--scan", action="store_true", help="layers in a loop")
   parser.add_argument("--scan_unroll", type=int, default=1, help="layers a round of this loop")
+  _mesh.add_options(parser)
   parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
   parser.add_argument("--rounds", type=int, default=1, help="turns of both sides")
   parser.add_argument("--peer", default="", help="command that prints tokens/s")
@@ -72,7 +73,7 @@ def race(options: argparse.Namespace) -> dict:
   batch, length = options.batch or batch, options.length or length
   for name in ("attention", "remat", "dtype", "scan", "scan_unroll"):
     setattr(shape, name, getattr(options, name))
-  step, first, size = prepared(shape, batch, length)
+  step, first, size = prepared(shape, batch, length, _mesh.make(options))
   own: list[float] = []
   theirs: list[float] = []
   for _ in range(options.rounds):
@@ -89,6 +90,7 @@ def race(options: argparse.Namespace) -> dict:
     "batch": batch,
     "length": length,
     "attention": options.attention,
+    "mesh": options.mesh,
     "temporary_bytes": size,
     "tokens_per_second": own,
     "peer_tokens_per_second": theirs,
@@ -97,9 +99,9 @@ def race(options: argparse.Namespace) -> dict:
   } | first
 
 
-def prepared(shape: config.Model, batch: int, length: int):
+def prepared(shape: config.Model, batch: int, length: int, place: parallel.Placement):
   """Returns (a function that makes one step and gives its seconds, figures of the first, bytes)."""
-  model, place = Transformer.from_config(shape), parallel.make(config.Mesh())
+  model = Transformer.from_config(shape)
   tx = optim.make(config.Optimizer(lr=1e-3, schedule="constant", warmup=0), 1000)
   loss_fn = objectives.next_token(training.decoder_apply(model, train=True), token.cross_entropy)
   step = place.compile(make_train_step(loss_fn, tx))
@@ -176,7 +178,7 @@ def table(figures: dict) -> str:
   """Returns the figures as Markdown."""
   own, theirs = figures["tokens_per_second"], figures["peer_tokens_per_second"]
   rows = [
-    ("device", f"{figures['device']}, jax {figures['jax']}"),
+    ("device", f"{_mesh.described(figures)}, jax {figures['jax']}"),
     ("model", f"{figures['size']}, {figures['parameters']:,} parameters"),
     ("batch", f"{figures['batch']} x {figures['length']}, attention {figures['attention']}"),
     ("first step done, seconds after the process began", figures["first_step_seconds"]),

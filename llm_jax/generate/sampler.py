@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import sharding
 from llm_jax.generate.cache import decoding_model, grow, prefill, prompt_places, read
 from llm_jax.generate.logits import draw, truncate, uniforms
 from llm_jax.models.language_model import LanguageModel
@@ -218,10 +219,10 @@ def _decode(advance: Callable[[_State], _State], state: _State, rooms: Sequence[
   """Advances until every row has ended or is full.
 
   Most answers are short and a few are long: once a quarter of the rows is left, these go on as a
-  batch of their own.
+  batch of their own; not where devices have rows of their own, for most of them might have none.
   """
   rows = len(state.ended)
-  few = rows // 4 if rows >= _SPLIT else 0
+  few = rows // 4 if rows >= _SPLIT and sharding.ways("batch") == 1 else 0
   for last, room in zip((rooms[0], *rooms), rooms, strict=False):
 
     def unfinished(state: _State, room: int = room) -> jax.Array:

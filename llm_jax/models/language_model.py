@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import config
+from llm_jax import config, sharding
 from llm_jax.models import layers, lora
 from llm_jax.models.attention import Cache
 from llm_jax.types import Params
@@ -62,11 +62,14 @@ class LanguageModel(nn.Module):
     """A cache of zeros for `slots` tokens per row of the decoder."""
     cfg = self.cfg
     shape = (batch, cfg.kv_heads, slots, cfg.head_dim)
+    names = ("batch", "kv", None, None)
 
     def zeros():
       if cfg.scan:
-        return jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
-      return tuple(jnp.zeros(shape, jnp.dtype(cfg.dtype)) for _ in range(cfg.layers))
+        whole = jnp.zeros((cfg.layers, *shape), jnp.dtype(cfg.dtype))
+        return sharding.constrain(whole, (None, *names))
+      layer = jnp.zeros(shape, jnp.dtype(cfg.dtype))
+      return tuple(sharding.constrain(layer, names) for _ in range(cfg.layers))
 
     segments, positions = (jnp.zeros((batch, slots), jnp.int32) for _ in range(2))
     return Cache(zeros(), zeros(), segments, positions, jnp.int32(0))

@@ -53,6 +53,7 @@ def draw(
   samples: int = 1,
   stop: str = "",
   rows: int = _ROWS,
+  place: parallel.Placement | None = None,
 ) -> Drawn:
   """Draws `samples` answers to each of `prompts`; row r of a seed is the same in any batch.
 
@@ -67,6 +68,7 @@ def draw(
     stop: for a base model, which knows no turns: this text ends an answer, and so does the
       document's end.
     rows: answers per call of the sampler.
+    place: as in `roll`.
   """
   root = jax.random.key(seed)
   end_id = tokenizer.eos_id if stop else tokenizer.end_id
@@ -80,8 +82,9 @@ def draw(
     numbers = np.arange(start * samples, (start + count) * samples, dtype=np.uint32)
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(numbers)
     rolled = roll(
-      model, params, tokenizer, tokens, mask, keys, sampling, end_id=end_id, samples=samples
-    )
+      model, params, tokenizer, tokens, mask, keys, sampling,
+      end_id=end_id, samples=samples, place=place,
+    )  # fmt: skip
     kept = len(part) * samples
     rollouts.append(jax.tree.map(lambda x, n=kept: x[:n], jax.device_get(rolled)))
   rollout = jax.tree.map(lambda *x: np.concatenate(x), *rollouts)
@@ -107,14 +110,17 @@ def roll(
   *,
   end_id: int | None = None,
   samples: int = 1,
+  place: parallel.Placement | None = None,
 ) -> Rollout:
-  """One call of the sampler with a config's settings; `end_id` is by default the turn's end."""
-  return sample(
+  """One call of the sampler with a config's settings; `end_id` is by default the turn's end.
+
+  With `place`, over its devices; `params` are where it has them.
+  """
+  given = (tokens, mask, keys)
+  return (place.under(sample) if place else sample)(
     model,
     params,
-    tokens,
-    mask,
-    keys,
+    *(place.rows(given) if place else given),
     max_new=sampling.max_new,
     samples=samples,
     temperature=sampling.temperature,

@@ -139,10 +139,12 @@ class Collector:
     judge = runs.load(cfg.reward, "reward", reward=True, vocab_size=size)
     questions = runs.asked(cfg.prepared, "train")
     prompts = [answers.prompt_tokens(tokenizer, q.prompt) for q in questions]
-    # Uncommitted device arrays: they follow the policy's placement and are sent only once.
-    start = start._replace(params=jax.device_put(start.params))
-    judge = judge._replace(params=jax.device_put(judge.params))
-    score = score or scores.reward_model(heads.Scorer.from_config(judge.shape))
+    scorer = heads.Scorer.from_config(judge.shape)
+    start = start._replace(params=training.placed(place, start.model, start.params))
+    judge = judge._replace(params=training.placed(place, scorer, judge.params))
+    if score is None:
+      model_score = place.under(scores.reward_model(scorer))
+      score = lambda params, batch: model_score(params, place.rows(batch))  # noqa: E731
     # As many rows a call as an iteration has: nothing is compiled twice.
     first = answers.draw(
       start.model,
@@ -152,6 +154,7 @@ class Collector:
       cfg.sampling,
       seed=cfg.seed,
       rows=cfg.rollouts,
+      place=place,
     )
     return cls(
       cfg,
@@ -222,7 +225,9 @@ class Collector:
     tokens, mask = batches.prompt_batch([self.prompts[i] for i in chosen_B], answers.PROMPT_TOKENS)
     root = jax.random.fold_in(jax.random.key(self.cfg.seed), iteration)
     keys = jax.random.split(root, self.cfg.rollouts)
-    return answers.roll(self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling)
+    return answers.roll(
+      self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling, place=self.place
+    )
 
   @functools.cached_property
   def _label(self):
@@ -243,4 +248,5 @@ class Collector:
         "old_values": values_BT * batch["mask"],
       }
 
-    return lambda params, batch: annotate(params, self.reference, batch)
+    over = self.place.under(annotate)
+    return lambda params, batch: over(params, self.reference, self.place.rows(batch))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from llm_jax import config, losses
 from llm_jax.errors import UserError
@@ -130,6 +131,12 @@ def initializer(module: nn.Module) -> Callable[[jax.Array], Params]:
   ids = jnp.zeros((1, 8), jnp.int32)
   given = (ids, ids) if isinstance(module, EncoderDecoder) else (ids,)
   return lambda key: module.init(key, *given)["params"]
+
+
+def placed(place: parallel.Placement, module: nn.Module, params: Params) -> Params:
+  """Returns parameters of `module` that are not trained where `place` has those that are."""
+  make_state = state_maker(initializer(module), optax.identity())
+  return place.unreplicate(place.init(make_state, jax.random.key(0), params).params)
 
 
 def evaluator(

@@ -211,7 +211,7 @@ class MeshJit:
     which keeps the old one's shardings.
     """
     if not donate:
-      return self._bound(jax.jit(fn))
+      return self.under(jax.jit(fn))
 
     @functools.cache
     def jitted(treedef: Any, leaves: tuple) -> Callable:
@@ -245,17 +245,27 @@ class MeshJit:
     """Undoes `unreplicate`."""
     return tree
 
-  def _bound(self, jitted: Callable) -> Callable:
-    def call(*args: Any) -> Any:
+  def under(self, fn: Callable) -> Callable:
+    """Returns `fn`, called under the mesh and its rules; what it compiles is bound to them."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
       with self._context():
-        return jitted(*args)
+        return fn(*args, **kwargs)
 
     def lower(*args: Any) -> Any:
       with self._context():
-        return jitted.lower(*args)
+        return fn.lower(*args)
 
     call.lower = lower
     return call
+
+  def rows(self, tree: Any) -> Any:
+    """Puts arrays [B, ...] where functions `under` the mesh read them: as `batch` does.
+
+    Rows that cannot be divided by the devices are whole on each.
+    """
+    whole, ways = NamedSharding(self.mesh, P()), self._ways(_ROWS)
+    return jax.tree.map(lambda x: jax.device_put(x, whole if len(x) % ways else self._rows), tree)
 
   @contextlib.contextmanager
   def _context(self) -> Iterator[None]:
@@ -326,6 +336,14 @@ class Pmap:
   def compile(self, fn: Callable, *, donate: bool = True) -> Callable:
     """Compiles `fn` for every device; with `donate`, its first argument's memory is given up."""
     return jax.pmap(fn, axis_name=self.axis_name, donate_argnums=(0,) if donate else ())
+
+  def under(self, fn: Callable) -> Callable:
+    """Returns `fn`: what is not `compile`d runs on one device."""
+    return fn
+
+  def rows(self, tree: Any) -> Any:
+    """Returns `tree`, as plain functions read it."""
+    return tree
 
   def fetch(self, tree: Any) -> Any:
     """Returns the first device's copy as numpy."""

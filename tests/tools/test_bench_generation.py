@@ -40,6 +40,10 @@ def test_without_a_peer_there_is_no_ratio(capsys):
   [
     (["--batch=2,x"], "--batch=2,x must be numbers of at least 1"),
     (["--batch=0"], "--batch=0 must be"),
+    (["--mesh=tnsor=2"], "--mesh=tnsor=2 must be numbers of devices by axis"),
+    (["--mesh=tensor=x"], "--mesh=tensor=x must be numbers of devices by axis"),
+    (["--mesh=tensor=3"], "8 devices cannot be divided by"),
+    (["--cpu_devices=-1"], "--cpu_devices=-1 must not be negative"),
     (["--batch=2", f"--peer={sys.executable} -c 'raise SystemExit(3)'"], "--peer ended with 3"),
   ],
 )

@@ -19,7 +19,8 @@ from llm_jax.generate.logits import draw, truncate, uniforms
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.types import Batch, Params
 
-_CHUNK = 512  # Slots of a prompt that are read at a time.
+_CHUNK = 2048  # Tokens of all prompts that a device reads at a time,
+_LEAST, _MOST = 32, 512  # between these of each prompt.
 _STAGES = 4  # Sizes that a cache grows through,
 _STAGE = 32  # each by as many tokens at least.
 _SPLIT = 32  # Rows from which on a batch hands its last quarter over to a smaller one.
@@ -65,7 +66,7 @@ def sample(
   top_p: float = 1.0,
   end_id: int,
   pad_id: int = 0,
-  chunk: int = _CHUNK,
+  chunk: int = 0,
 ) -> Rollout:
   """Draws `samples` answers to each prompt, side by side: B = C * samples rows from C prompts.
 
@@ -89,7 +90,8 @@ def sample(
     top_p: draw from the smallest set of this probability; 1: from all.
     end_id: the token that ends an answer.
     pad_id: the token that fills the rest.
-    chunk: slots of a prompt that a decoder reads at a time, so that memory is linear in P.
+    chunk: slots of a prompt that a decoder reads at a time, so that memory is linear in P; 0: as
+      many as make some 2,000 tokens of all prompts on a device, 32 to 512.
 
   Returns:
     A Rollout.
@@ -157,12 +159,13 @@ class _Setting:
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
+  chunk = setting.chunk if setting.chunk else _chunk(len(prompts))
   head_DV = model.head(params).astype(jnp.dtype(model.cfg.dtype))
   rooms = _rooms(prompts.shape[1], setting.max_new)
   angles = model.angles(prompts.shape[1] + setting.max_new)
   positions_CP, segments_CP = prompt_places(prompt_mask)
   prefilled = prefill(
-    model, params, prompts, positions_CP, segments_CP, rooms[0], setting.pad_id, setting.chunk
+    model, params, prompts, positions_CP, segments_CP, rooms[0], setting.pad_id, chunk
   )
   prompts, positions_BP, segments_BP, hidden_BD, first_B, cache = _repeat(
     (prompts, positions_CP, segments_CP, *prefilled), setting.samples
@@ -181,6 +184,11 @@ def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   state = _pick(setting, head_DV, _start(uniform_BN, first_B, hidden_BD, cache, setting))
   state = _decode(advance, state, rooms)
   return _rollout(state, prompts, positions_BP, segments_BP)
+
+
+def _chunk(rows: int) -> int:
+  """Slots of each of these prompts to read at a time."""
+  return min(max(_CHUNK * sharding.ways("batch") // rows, _LEAST), _MOST)
 
 
 def _rooms(slots: int, max_new: int) -> list[int]:
@@ -308,9 +316,10 @@ def _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top
     raise ValueError(
       f"prompts {np.shape(prompts)} and prompt_mask {np.shape(prompt_mask)} must both be [C, P]"
     )
-  if min(max_new, samples, chunk) < 1:
+  if min(max_new, samples) < 1 or chunk < 0:
     raise ValueError(
-      f"max_new, samples and chunk must be at least 1, got {max_new}, {samples} and {chunk}"
+      "max_new and samples must be at least 1 and chunk not negative, got "
+      f"{max_new}, {samples} and {chunk}"
     )
   if keys.shape[0] != prompts.shape[0] * samples:
     raise ValueError(

@@ -13,6 +13,7 @@ import pytest
 
 from llm_jax import config
 from llm_jax.generate import cache as caches
+from llm_jax.generate import sampler
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
 
@@ -105,3 +106,7 @@ def test_the_scores_of_a_long_prompt_are_never_all_there():
   heads, slots = TINY.heads, 4096
   assert largest(chunk=512) <= heads * 512 * (slots + 8)
   assert largest(chunk=slots) >= heads * slots * slots
+
+
+def test_a_chunk_shrinks_as_prompts_are_more():
+  assert [sampler._chunk(rows) for rows in (1, 4, 16, 64, 512)] == [512, 512, 128, 32, 32]

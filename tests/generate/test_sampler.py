@@ -246,7 +246,7 @@ def test_batches_are_shifted_and_aligned():
     ({"mask": MASK[:, ::-1]}, "padded on the left"),
     ({"samples": 2}, "2 for each row"),
     ({"max_new": 0}, "max_new"),
-    ({"chunk": 0}, "chunk"),
+    ({"chunk": -1}, "chunk"),
     ({"temperature": -1.0}, "temperature"),
     ({"top_p": 0.0}, "top_p"),
     ({"top_k": -2}, "top_k"),

@@ -57,6 +57,7 @@ def test_the_first_of_an_address_stays(tmp_path, parts):
   assert [d["reason"] for d in drops] == ["same address or id"] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_lines_on_many_pages_go_and_others_stay(tmp_path, parts):
   rng = random.Random(0)

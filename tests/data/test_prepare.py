@@ -84,6 +84,7 @@ def test_the_same_source_gives_the_same_bytes(source, tmp_path):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.long
 def test_the_embedded_corpus_has_questions(tmp_path, monkeypatch):
   names = ("textwrap", "bisect", "heapq", "shlex", "string", "statistics", "fnmatch", "glob")
   listed = [m for m in pydocs.modules() if m.name in names or m.topic]

@@ -95,6 +95,7 @@ def test_a_prompt_in_chunks_is_answered_as_at_once():
   np.testing.assert_allclose(first.logps, second.logps, atol=1e-5)
 
 
+@pytest.mark.long
 def test_samples_of_a_prompt_are_rows_of_it_with_keys_of_their_own():
   keys = jax.random.split(jax.random.key(3), 12)
   together = run(keys=keys, samples=3)

@@ -63,10 +63,13 @@ def both(fields, kv_heads=2, block=8, keys=T, **more):
 
 
 LOOPED = ("segments", "traced_window", "alibi", "array")
+QUICK = ("segments", "window", "relative")
+EVERY = [*((name, True) for name in CASES), *((name, False) for name in LOOPED)]
 
 
 @pytest.mark.parametrize(
-  ("name", "unrolled"), [*((name, True) for name in CASES), *((name, False) for name in LOOPED)]
+  ("name", "unrolled"),
+  [case if case[0] in QUICK else pytest.param(*case, marks=pytest.mark.long) for case in EVERY],
 )
 def test_chunks_give_the_same_values_and_gradients(name, unrolled, monkeypatch):
   if not unrolled:
@@ -78,6 +81,7 @@ def test_chunks_give_the_same_values_and_gradients(name, unrolled, monkeypatch):
     np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [5, jnp.int32(5)])
 def test_queries_that_begin_later(start):
   (_, out), (_, own) = both({}, keys=T + 5, start=start)

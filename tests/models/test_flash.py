@@ -59,6 +59,7 @@ def outcome(segments, kv_heads=N, **fields):
   return both(True), both(False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("segments", "fields"),
   [

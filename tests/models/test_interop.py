@@ -60,6 +60,7 @@ def logits(model, params, ids):
   return model.apply(params, ids, method="logits")
 
 
+@pytest.mark.long
 @every_shape
 def test_what_is_saved_is_loaded_to_the_bit(name, tmp_path):
   model, params = made(name)

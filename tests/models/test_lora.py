@@ -114,6 +114,7 @@ def test_the_sampler_draws_with_the_adapter_of_a_scanned_model(dora):
   )
 
 
+@pytest.mark.long
 def test_an_adapter_that_fits_nothing_is_no_silent_base():
   model, params = made()
   own = {"a": jnp.ones((16, 2)), "b": jnp.ones((2, 16)), "scale": jnp.float32(1)}
@@ -124,6 +125,7 @@ def test_an_adapter_that_fits_nothing_is_no_silent_base():
     model.apply({**params, "lora": {"blocks_0": {"attention": {"q": own}}}}, TOKENS)
 
 
+@pytest.mark.long
 def test_lengths_are_no_matrices():
   _, params = made(scan=True)
   whole = lora.attach(nn.unbox(params), config.Lora(rank=3, dora=True), jax.random.key(2))

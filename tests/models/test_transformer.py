@@ -115,6 +115,7 @@ def test_without_segments_packed_rows_would_mix():
   assert np.abs(mixed[:, 5:] - hidden(model, params, b)).max() > 1e-2
 
 
+@pytest.mark.long
 @every_shape
 def test_garbage_in_padding_changes_nothing(shape):
   model, params = make(**shape)
@@ -154,6 +155,7 @@ def test_cached_decoding_is_the_full_forward(shape):
   np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=2e-5)
 
 
+@pytest.mark.long
 @every_shape
 def test_scanned_layers_are_unrolled_layers(shape):
   model, params = make(**shape)

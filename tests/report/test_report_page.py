@@ -103,6 +103,7 @@ def test_hostile_strings_stay_text(workdir):
   assert sum(HOSTILE in text for text in page.text) > 50
 
 
+@pytest.mark.long
 def test_any_part_may_be_missing_or_of_another_type(workdir):
   summary = json.loads((workdir / "summary.json").read_text())
   wrong = (None, "text", 7, [], {}, [1], {"a": "b"}, True, float("nan"), 10**400)

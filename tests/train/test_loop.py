@@ -50,6 +50,7 @@ def start(workdir, steps):
   return process
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, whole, tmp_path):
   if kind == "pmap":

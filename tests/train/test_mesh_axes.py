@@ -86,6 +86,7 @@ def test_no_device_has_the_whole_vocabulary_or_the_whole_stream():
   assert saved in dims and (ROWS, LENGTH, SHAPE.dim) not in dims
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["xla", "xla_chunked"])
 def test_queries_cut_along_time_see_what_they_saw(backend):
   keys = jax.random.split(jax.random.key(0), 3)

@@ -23,6 +23,7 @@ PLACES = {
   "4x1x2": config.Mesh(data=4, tensor=2),
   "pmap": config.Mesh(kind="pmap"),
 }
+QUICK = ("2x2x2", "pmap")
 LOSSES = {"masked": toys.loss_of(toys.Toy()), "two_terms": toys.two_terms(toys.Toy())}
 # Plain descent with a clip: Adam would amplify rounding where a gradient is almost zero.
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5, momentum=0.9))
@@ -38,7 +39,10 @@ def assert_same(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+  "place",
+  [p if p in QUICK else pytest.param(p, marks=pytest.mark.long) for p in PLACES],
+)
 def test_every_placement_with_any_accumulation_is_one_device(reference, place):
   loss_fn, expected = reference
   accum = 4 if loss_fn is LOSSES["two_terms"] else 1
@@ -174,6 +178,7 @@ def test_each_microbatch_device_and_step_has_its_own_dropout():
   assert variance(parallel.make(config.Mesh(kind="pmap")), 1) > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", PLACES)
 def test_evaluation_adds_up_over_devices_and_batches(place):
   loss_fn, place = LOSSES["two_terms"], parallel.make(PLACES[place])

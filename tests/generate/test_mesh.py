@@ -12,11 +12,15 @@ from llm_jax.train import parallel
 
 SHAPE = config.Model(vocab_size=24, dim=16, layers=1, heads=4, kv_heads=2, max_length=64)
 NEW, NEVER = 7, -1
-ROWS, SLOTS = 32, 5  # As many rows as one device hands over in parts.
+ROWS, SLOTS = 32, 6  # As many rows as one device hands over in parts.
 IDS = np.random.default_rng(0).integers(1, 24, (ROWS, SLOTS)).astype(np.int32)
 MASK = (np.arange(SLOTS) >= np.arange(ROWS)[:, None] % SLOTS).astype(np.int32)
 KEYS = jax.random.split(jax.random.key(0), ROWS)
-MESHES = {"all": config.Mesh(data=2, fsdp=2, tensor=2), "rows": config.Mesh(data=8)}
+MESHES = {
+  "all": config.Mesh(data=2, fsdp=2, tensor=2),
+  "rows": config.Mesh(data=8),
+  "sequence": config.Mesh(data=2, sequence=2, tensor=2),
+}
 
 
 def placed(mesh):

@@ -126,7 +126,7 @@ def _read(path: Path, kind: str, name: str, strict: bool) -> Table:
   drops: collections.Counter[str] = collections.Counter()
   for row in _gathered(path, format, counted):
     try:
-      for out in _outcomes(path, format, row, kind):
+      for out in [row] if isinstance(row, Reason) else _outcomes(path, format, row, kind):
         if not isinstance(out, Reason):
           items.append(out)
         elif strict:
@@ -134,7 +134,7 @@ def _read(path: Path, kind: str, name: str, strict: bool) -> Table:
         else:
           drops[out.name] += 1
     except ValueError as error:
-      raise files.bad_row(path, row.number, str(error), row.unit) from error
+      raise _bad(path, row, str(error)) from error
   return Table(items, kind, format.name, counted.count, dict(drops.most_common()))
 
 
@@ -150,10 +150,16 @@ class _Counted:
       yield value
 
 
-def _gathered(path: Path, format: Format, rows: _Counted) -> Iterator[files.Row]:
+def _gathered(path: Path, format: Format, rows: _Counted) -> Iterator[files.Row | Reason]:
   if not format.gather:
     return iter(rows)
-  return format.gather(iter(rows), lambda row, why: files.bad_row(path, row.number, why, row.unit))
+  return format.gather(iter(rows), lambda row, why: _bad(path, row, why))
+
+
+def _bad(path: Path, row: files.Row | Reason, why: str) -> UserError:
+  if isinstance(row, Reason):  # Of rows that were left over when all had been read.
+    return UserError(f"{path}: {why}; correct or complete the file")
+  return files.bad_row(path, row.number, why, row.unit)
 
 
 def _outcomes(path: Path, format: Format, row: files.Row, kind: str) -> Iterator[Item | Reason]:

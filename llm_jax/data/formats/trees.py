@@ -187,7 +187,7 @@ def _rankings(root: Row) -> Iterator[Ranking | Reason]:
 
 
 def _said(nodes: list[_Node], path: list[int]) -> Messages:
-  return [dict(nodes[k].message) for k in path]
+  return [nodes[k].message for k in path]  # Threads share them: copies would fill a memory.
 
 
 def _fits(row: Row) -> bool:

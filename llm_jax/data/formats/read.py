@@ -207,9 +207,8 @@ def _detected(
     hint = f'; it is "{other.name}"' if other else ""
     reason = f'not of the format "{name}", {names[name].looks}; it has: '
     raise _unfit(path, first, f"{reason}{fields.listed(first.value)}{hint}")
-  known = ", ".join(names)
   reason = f"of no known format; it has: {fields.listed(first.value)}{_nearest(first)}"
-  raise _unfit(path, first, f"{reason}; known: {known}")
+  raise _unfit(path, first, f"{reason}; write its rows as one of: {', '.join(names)}")
 
 
 def _first(candidates: tuple[Format, ...], row: files.Row) -> Format | None:

@@ -139,7 +139,7 @@ def test_a_file_of_no_format_is_told_what_it_has_and_what_is_near(tmp_path):
   assert 'the nearest is "pairs": "rejected" is missing' in said
   assert all(format.name in said for format in formats.FORMATS)
   said = error_of(write(tmp_path, {"x": 1}), "labels")
-  assert "it has: x; known: " in said
+  assert "it has: x; write its rows as one of: oasst, " in said
   assert "no rows" in error_of(write(tmp_path), "labels")
 
 

@@ -73,3 +73,10 @@ def test_every_answer_of_gsm8k_ends_with_a_number():
 def test_a_file_without_answers_is_of_no_format():
   with pytest.raises(UserError, match='the nearest is "alpaca": "output" is missing'):
     formats.read(found("preference_small/pandalm_testset-inference-v1.json.gz"), "preferences")
+
+
+def test_the_guide_lists_every_format_and_its_kinds():
+  guide = (ROOT / "docs" / "posttraining.md").read_text(encoding="utf-8")
+  for format in formats.FORMATS:
+    *_, line = [line for line in guide.splitlines() if line.startswith(f"| `{format.name}` |")]
+    assert line.endswith(f"| {', '.join(format.kinds)} |")

@@ -381,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
   parser.add_argument("--tokens", action="append", help="[NAME=]PATH; may be repeated")
-  parser.add_argument("--chat", help="conversations, JSONL (llm_jax/data/formats.py)")
+  parser.add_argument("--chat", help="conversations, in any format of docs/posttraining.md")
   parser.add_argument("--weights", default="", help="NAME=WEIGHT,...: parts of the rows")
   parser.add_argument("--length", type=int, default=256, help="positions of a row")
   parser.add_argument("--rows", type=int, default=4, help="rows of the batch")

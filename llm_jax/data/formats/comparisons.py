@@ -1,4 +1,4 @@
-"""Two answers and a verdict: PandaLM, LLMBar, WebGPT, SHP, SafeRLHF, HelpSteer, arena, persona."""
+"""Two answers and a verdict: PandaLM, LLMBar, WebGPT, SHP, SafeRLHF, HelpSteer, TL;DR, arena ..."""
 
 import re
 from collections.abc import Iterator
@@ -138,6 +138,30 @@ def _is_helpsteer(row: Row) -> bool:
   return fields.has(row, "prompt", "response_1", "response_2", "preference_strength")
 
 
+def _tldr(row: Row) -> Iterator[Preference | Reason]:
+  """Reads a pair of summaries; the post is laid out as in Stiennon et al., arXiv:2009.01325."""
+  info, summaries = row.get("info"), row.get("summaries")
+  if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2:
+    raise ValueError('needs "info", an object, and two "summaries"')
+  if not all(isinstance(summary, dict) for summary in summaries):
+    raise ValueError('"summaries" must be objects with "text"')
+  first, second = (fields.text(summary, "text").removeprefix(" ") for summary in summaries)
+  chosen = fields.flag(row.get("choice"), "choice")
+  post = fields.text(info, "post", "article")
+  heads = ("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title")
+  parts = [mark + fields.optional(info, name) for mark, name in heads if info.get(name)]
+  prompt = [fields.user("\n\n".join([*parts, f"POST: {post}" if parts else post, "TL;DR:"]))]
+  group, source = (
+    fields.optional(info, "id"),
+    fields.source(row) or fields.source(info, "subreddit"),
+  )
+  yield verdict(prompt, (first, second), float(not chosen), group=group, source=source)
+
+
+def _is_tldr(row: Row) -> bool:
+  return fields.has(row, "info", "summaries", "choice")
+
+
 def _arena(row: Row) -> Iterator[Preference | Reason]:
   names = ("conversation_a", "conversation_b")
   sides = [fields.messages(row.get(name), name)[0] for name in names]
@@ -214,6 +238,14 @@ HELPSTEER = Format(
   ("prompt", "response_1", "response_2", "preference_strength"),
   _is_helpsteer,
   {"preferences": _helpsteer},
+)
+TLDR = Format(
+  "tldr",
+  '{"info": {"id", "post" | "article", "title", "subreddit"}, "summaries": [{"text"}, {"text"}],'
+  ' "choice": 0 | 1}',
+  ("info", "summaries", "choice"),
+  _is_tldr,
+  {"preferences": _tldr},
 )
 ARENA = Format(
   "arena",

@@ -111,7 +111,7 @@ def _lima(row: Row) -> Iterator[Conversation]:
   name = fields.needed(row, ("conversations", "conversation"))
   if not isinstance(row[name], list):
     raise ValueError(f'"{name}" must be a list of texts, not {type(row[name]).__name__}')
-  texts = [fields.checked(text, f'{name}"[{i}]"') for i, text in enumerate(row[name])]
+  texts = [fields.checked(text, f'{name}"[{i}]') for i, text in enumerate(row[name])]
   if not texts:
     raise Dropped(Reason("no messages", f'"{name}" must be a list of at least one text'))
   roles = (fields.user, fields.assistant)

@@ -85,8 +85,13 @@ def checked(value: Any, name: str) -> str:
     ValueError: if it is none.
   """
   if not isinstance(value, str):
-    raise ValueError(f'"{name}" must be a text, not {type(value).__name__}')
+    raise ValueError(f"{_shown(name)} must be a text, not {type(value).__name__}")
   return value
+
+
+def _shown(name: str) -> str:
+  """Returns a field's name in quotes: role -> "role", messages"[0] -> "messages"[0]."""
+  return f'"{name}' if name.endswith("]") else f'"{name}"'
 
 
 def number(value: Any, name: str) -> float:
@@ -108,7 +113,7 @@ def flag(value: Any, name: str) -> bool:
     ValueError: if it is none.
   """
   if not is_flag(value):
-    raise ValueError(f'"{name}" must be true or false, or 1 or 0, not {value!r:.40}')
+    raise ValueError(f"{_shown(name)} must be true or false, or 1 or 0, not {value!r:.40}")
   return bool(value)
 
 
@@ -192,7 +197,7 @@ def _message(value: Any, where: str) -> tuple[dict[str, str], bool]:
   if not isinstance(role, str) or role not in ROLE:
     raise ValueError(f"{where} has role {role!r}; known: {', '.join(ROLE)}")
   content = "" if calls and value.get(said) is None else _content(value[said], f'{where}."{said}"')
-  learn = [flag(value[key], f"{where}.{key}") for key in _LEARN if value.get(key) is not None]
+  learn = [flag(value[key], f'{where[1:]}."{key}') for key in _LEARN if value.get(key) is not None]
   both = "\n".join(part for part in (content, calls) if part.strip()) if calls else content
   return {"role": ROLE[role], "content": both}, all(learn)
 

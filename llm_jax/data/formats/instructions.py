@@ -47,7 +47,7 @@ def instruction(row: Row, *names: str) -> Messages:
   for i, pair in enumerate(row.get("history") or []):
     if not isinstance(pair, list) or len(pair) != 2:
       raise ValueError(f'"history"[{i}] must be a list of a question and an answer')
-    said = [fields.checked(text, f'history"[{i}]"') for text in pair]
+    said = [fields.checked(text, f'history"[{i}]') for text in pair]
     before += [fields.user(said[0]), fields.assistant(said[1])]
   # As Alpaca has it, but for its headings: those are the template's (llm_jax/data/templates.py).
   return [*before, fields.user("\n\n".join(parts))]

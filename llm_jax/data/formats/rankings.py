@@ -32,7 +32,7 @@ def _answers(row: Row) -> tuple[list[tuple[str, Any]], bool]:
     raise ValueError(f'"{name}" must be a list, not {type(found).__name__}')
   if any(isinstance(value, dict) for value in found):
     return _objects(found, name)
-  texts = [fields.checked(text, f'{name}"[{i}]"') for i, text in enumerate(found)]
+  texts = [fields.checked(text, f'{name}"[{i}]') for i, text in enumerate(found)]
   by = fields.needed(row, (*_RANKS, *_RATINGS))
   values = row[by]
   if not isinstance(values, list) or len(values) != len(texts):

@@ -46,6 +46,7 @@ FORMATS = (
   comparisons.SHP,
   comparisons.SAFE_RLHF,
   comparisons.HELPSTEER,
+  comparisons.TLDR,
   comparisons.ARENA,
   comparisons.PERSONA,
   rankings.RANKINGS,

@@ -40,7 +40,7 @@ def error_of(path, kind, format=""):
       "conversations",
       {"messages": SAID},
       {"messages": [SAID[0], SAID[1] | {"weight": 0.5}]},
-      '"messages"[1].weight" must be true or false',
+      '"messages"[1]."weight" must be true or false',
     ),
     (
       "conversations",
@@ -49,7 +49,12 @@ def error_of(path, kind, format=""):
       '"tool_calls" must be objects',
     ),
     ("conversations", {"messages": SAID}, {"messages": SAID, "label": False}, "format kto"),
-    ("conversations", {"conversations": ["a"]}, {"conversations": ["a", 1]}, '"conversations"[1]'),
+    (
+      "conversations",
+      {"conversations": ["a"]},
+      {"conversations": ["a", 1]},
+      '"conversations"[1] must',
+    ),
     ("conversations", {"conversations": ["a"]}, {"conversations": {}}, "must be a list of texts"),
     (
       "conversations",

@@ -120,6 +120,17 @@ CASES = [
     Preference(user(ASKED), "Yes.", "No.", 2.0),
   ),
   (
+    "tldr",
+    {
+      "info": {"id": "t3", "post": "It rained.", "title": "Wet", "subreddit": "rain"},
+      "summaries": [{"text": " No."}, {"text": " Yes."}], "choice": 1, "worker": "w",
+    },
+    Preference(
+      user("SUBREDDIT: r/rain\n\nTITLE: Wet\n\nPOST: It rained.\n\nTL;DR:"), "Yes.", "No.",
+      group="t3", source="rain",
+    ),
+  ),
+  (
     "arena",
     {
       "conversation_a": [*user(ASKED), assistant("No.")],

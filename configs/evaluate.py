@@ -10,6 +10,6 @@ from llm_jax import config
 def get_config() -> config.Evaluate:
   """Returns the default of `experiments.evaluate`."""
   cfg = config.Evaluate()
-  cfg.questions = 400
+  cfg.questions = 256
   cfg.samples = 4
   return cfg

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from experiments import _plan
 from llm_jax import rundir
 from llm_jax.errors import UserError, nearest
-from llm_jax.train import compiling, distributed, gpu_settings
+from llm_jax.train import allocator, compiling, distributed, gpu_settings
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 FLAG_HELP = {
@@ -109,7 +109,7 @@ def _launch(
     return
   if not workdir:
     raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")
-  _take_huge_pages()
+  allocator.huge_pages()
   _quiet_libraries()
   settings = gpu_settings.apply()  # XLA reads them when it starts.
   many = _start(stage, join) > 1
@@ -343,19 +343,6 @@ def _first(many: bool, context: Callable[[], contextlib.AbstractContextManager])
     else:
       stack.enter_context(context())
     yield
-
-
-def _take_huge_pages() -> None:
-  """Starts this process anew, once, with glibc's large blocks in huge pages.
-
-  XLA on a CPU takes a step's arrays from malloc and gives them back after it. In pages of 4 kB the
-  kernel clears tens of thousands of them at every step: a fifth of a small model's time.
-  """
-  if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
-    return
-  os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # Read by glibc only at the start.
-  sys.stdout.flush()
-  os.execv(sys.executable, sys.orig_argv)
 
 
 def _quiet_libraries() -> None:

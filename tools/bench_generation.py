@@ -27,7 +27,7 @@ from llm_jax.generate import sample
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import flops
 from llm_jax.stages import training
-from llm_jax.train import compiling, parallel
+from llm_jax.train import allocator, compiling, parallel
 from llm_jax.types import Params
 from tools import _figures, _mesh, bench_train
 
@@ -130,4 +130,5 @@ def _raced(model, params, place, batch: int, options: argparse.Namespace) -> dic
 
 
 if __name__ == "__main__":
+  allocator.huge_pages()
   sys.exit(main())

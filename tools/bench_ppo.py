@@ -32,7 +32,7 @@ from llm_jax.models import heads
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import flops
 from llm_jax.stages import answers, labels, ppo, scores, training
-from llm_jax.train import compiling, optim, parallel
+from llm_jax.train import allocator, compiling, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
 from llm_jax.types import Batch, Params
 from tools import _figures, _mesh, bench_train
@@ -232,4 +232,5 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
+  allocator.huge_pages()
   sys.exit(main())

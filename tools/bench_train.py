@@ -30,7 +30,7 @@ from llm_jax.losses import objectives, token
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import flops
 from llm_jax.stages import training
-from llm_jax.train import compiling, monitor, optim, parallel
+from llm_jax.train import allocator, compiling, monitor, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
 from tools import _figures, _mesh
 
@@ -201,4 +201,5 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
+  allocator.huge_pages()
   sys.exit(main())

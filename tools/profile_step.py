@@ -35,7 +35,7 @@ from llm_jax.losses import objectives
 from llm_jax.models.transformer import Transformer
 from llm_jax.scaling import budget, devices, flops
 from llm_jax.stages import training
-from llm_jax.train import monitor, optim, parallel, profile, trace
+from llm_jax.train import allocator, monitor, optim, parallel, profile, trace
 from llm_jax.train.step import make_train_step, state_maker
 from llm_jax.types import Batch
 from tools import _config, bench_train
@@ -337,4 +337,5 @@ def _si(value: float) -> str:
 
 
 if __name__ == "__main__":
+  allocator.huge_pages()
   sys.exit(main())

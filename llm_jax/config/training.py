@@ -160,15 +160,18 @@ class Pretrain(Stage):
 
 @dataclasses.dataclass
 class Sft(Stage):
-  """Next-token prediction on the answers of instruction pairs."""
+  """Next-token prediction on the answers of conversations."""
 
   loss: str = "cross_entropy()"
   init: str = "runs/quickstart/pretrain"  # A run, or a folder of Hugging Face, to start from.
+  data: tuple[str, ...] = ()  # Files, or file=weight; (): the questions of `prepared`.
+  validation: float = 0.02  # Fraction of prompts of `data` that is held out; 0: none.
+  validation_data: tuple[str, ...] = ()  # Files that are held out, in the place of a fraction.
   input_length: int = 0  # Tokens that an encoder reads; 0: `length`, which is that of the answers.
   lora: Lora = field(default_factory=Lora)
 
   def validate(self) -> None:
-    """Checks what every stage checks, and the encoder's length.
+    """Checks what every stage checks, the encoder's length and the files.
 
     Raises:
       UserError: one line that names the field.
@@ -176,6 +179,11 @@ class Sft(Stage):
     super().validate()
     if self.input_length < 0:
       raise UserError(f"config.input_length must not be negative, got {self.input_length}")
+    _check_fraction(self.validation)
+    if self.validation_data and not self.data:
+      raise UserError(
+        "config.validation_data is held out of config.data, which is empty: set both, or none"
+      )
 
 
 @dataclasses.dataclass
@@ -251,3 +259,11 @@ class Ppo(Stage):
         "config.sampling.top_k and top_p must be 0 and 1: the policy learns from the whole "
         "distribution, so answers must be drawn from it"
       )
+
+
+def _check_fraction(validation: float) -> None:
+  if not 0 <= validation < 1:
+    raise UserError(
+      f"config.validation={validation} must be at least 0 and below 1: it is the fraction of "
+      "prompts that is held out"
+    )

@@ -15,7 +15,7 @@ puts its space in front: as Meta's llama and mistral-common do, and Hugging Face
 Where a tokenizer.json says that only the start of everything has that space, that is followed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from llm_jax.data import templates
@@ -48,7 +48,10 @@ class _Run(NamedTuple):
 
 
 def render(
-  tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], max_length: int = 0
+  tokenizer: Tokenizer,
+  messages: Sequence[Mapping[str, str]],
+  max_length: int = 0,
+  learn: Collection[int] | None = None,
 ) -> tuple[list[int], list[int]]:
   """Returns (tokens, mask) of a conversation; mask[i] = 1 where tokens[i] is to be learned.
 
@@ -63,13 +66,15 @@ def render(
     tokenizer: of the model.
     messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first.
     max_length: tokens at most; 0: no limit.
+    learn: numbers of the assistant's messages that are learned, each with its turn's end; None: of
+      all. The tokens do not depend on it.
 
   Raises:
     UserError: if the tokenizer lacks a control token of its template, or `max_length` has no room
       for the markers.
-    ValueError: for no message, or an unknown role.
+    ValueError: for no message, an unknown role, or a number in `learn` that is not the assistant's.
   """
-  return _Conversation(tokenizer, messages, speak=False).fitted(max_length)
+  return _Conversation(tokenizer, messages, speak=False, learn=learn).fitted(max_length)
 
 
 def prompt(
@@ -90,9 +95,16 @@ class _Conversation:
     tokenizer: of the model.
     messages: as in `render`.
     speak: whether the assistant is to speak next.
+    learn: as in `render`.
   """
 
-  def __init__(self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], speak: bool):
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, str]],
+    speak: bool,
+    learn: Collection[int] | None = None,
+  ):
     if not messages:
       raise ValueError("a conversation needs at least one message")
     unknown = {message["role"] for message in messages} - set(ROLES)
@@ -102,6 +114,7 @@ class _Conversation:
     self._template = templates.get(tokenizer.template)
     arranged = self._template.arranged(messages)
     self._roles = [role for role, _ in arranged]
+    self._learned = _learned(messages, self._roles, learn)
     lead = {"assistant": self._template.lead}
     self._contents: list[str | list[int]] = [lead.get(role, "") + text for role, text in arranged]
     self._known: dict[tuple[bool, str], list[int]] = {}  # (alone, text) -> ids
@@ -161,7 +174,7 @@ class _Conversation:
     """Returns the messages of these numbers and what is around them, text joined with text."""
     runs: list[_Run] = []
     joins, after_text = False, False
-    for value, said in _layout(self._template, self._roles, kept, self._speak):
+    for value, said in _layout(self._template, self._roles, kept, self._speak, self._learned):
       number = value if isinstance(value, int) else None
       content = self._contents[value] if isinstance(value, int) else value
       if content is None:
@@ -193,8 +206,34 @@ class _Conversation:
     return self._template.lead if self._roles[number] == "assistant" else ""
 
 
+def _learned(
+  messages: Sequence[Mapping[str, str]], roles: Sequence[str], learn: Collection[int] | None
+) -> set[int]:
+  """Returns the numbers of what is learned among messages as a template has arranged them.
+
+  It adds and moves the system's, so the assistant's stay in order.
+
+  Args:
+    messages: as in `render`.
+    roles: as they are arranged.
+    learn: as in `render`.
+  """
+  given = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+  arranged = [i for i, role in enumerate(roles) if role == "assistant"]
+  if learn is None:
+    return set(arranged)
+  wrong = sorted(set(learn) - set(given))
+  if wrong:
+    raise ValueError(f"message {wrong[0]} is not the assistant's, so it cannot be learned")
+  return {i for i, number in zip(arranged, given, strict=True) if number in learn}
+
+
 def _layout(
-  template: Template, roles: Sequence[str], kept: Sequence[int], speak: bool
+  template: Template,
+  roles: Sequence[str],
+  kept: Sequence[int],
+  speak: bool,
+  learned: Collection[int],
 ) -> Iterator[_Piece]:
   """Yields what a conversation consists of, in order.
 
@@ -203,6 +242,7 @@ def _layout(
     roles: of all messages.
     kept: numbers of the messages that are written.
     speak: whether the assistant is to speak next.
+    learned: numbers of the messages that are learned.
   """
   yield from map(_Piece, template.opens)
   between: tuple[str, ...] = ()
@@ -217,8 +257,8 @@ def _layout(
       yield from map(_Piece, (*between, *(template.user if folded else turn).opens))
     if folded:
       yield from map(_Piece, turn.opens)
-    said = role == "assistant"
-    if said:
+    said = number in learned
+    if role == "assistant":
       yield _Piece(None)
     yield _Piece(number, said)
     yield from (_Piece(piece, said) for piece in turn.closes)

@@ -12,6 +12,8 @@ import numpy as np
 
 from llm_jax.data import batches
 from llm_jax.data.batches import Arrays
+from llm_jax.data.formats import Conversation
+from llm_jax.data.posttraining import NOTHING, Encoded
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 
@@ -179,6 +181,24 @@ def pair(tokenizer: Tokenizer, prompt: str, answer: str, input_length: int, leng
   given, said = tokenizer.encode_batch([prompt, answer])
   end = [tokenizer.eos_id]
   return given[: input_length - 1] + end, said[: length - 1] + end
+
+
+def last_answer(
+  tokenizer: Tokenizer, item: Conversation, input_length: int, length: int
+) -> Encoded | str:
+  """Returns the pair of a conversation's last answer and all that was said before it.
+
+  The messages before it are joined by newlines, without roles; the answers among them are read and
+  not learned. A prompt that is too long loses its last words, as in `pair`.
+  """
+  end = len(item.messages) - 1
+  if end not in item.learned():
+    return NOTHING
+  asked = "\n".join(m["content"] for m in item.messages[:-1])
+  said = item.messages[-1]["content"]
+  given, answer = (len(ids) + 1 for ids in tokenizer.encode_batch([asked, said]))
+  cut = given > input_length or answer > length
+  return Encoded(pair(tokenizer, asked, said, input_length, length), cut)
 
 
 def _counts(size: int, density: float, mean_span: float) -> tuple[int, int]:

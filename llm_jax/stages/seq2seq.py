@@ -1,6 +1,7 @@
 """Training of encoder-decoders: span corruption, and instruction pairs."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.encoder_decoder import EncoderDecoder
-from llm_jax.stages import runs, training
+from llm_jax.stages import own, runs, training
 from llm_jax.train import loop, parallel
 from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
 
@@ -52,10 +53,10 @@ def pretrain(cfg: config.Pretrain, workdir: str, token_loss: Callable) -> TrainS
     loss_fn=objectives.next_token(apply(model, train=True), token_loss),
     make_params=training.initializer(model),
     feed=feed,
-    evaluate=_loss_on(
+    evaluate=training.losses_on(
       objectives.next_token(apply(model), token_loss),
       place,
-      lambda: _corrupted(cfg, tokenizer, "validation"),
+      {"validation": lambda: _corrupted(cfg, tokenizer, "validation")},
     ),
     place=place,
   )
@@ -71,12 +72,10 @@ def sft(
       f"config.input_length={size} and config.length={cfg.length} must be at least 2: the last "
       "token is the end"
     )
-  train, held_out = (
-    [
-      seq2seq.pair(tokenizer, q.prompt, q.answer, size, cfg.length)
-      for q in runs.asked(cfg.prepared, split)
-    ]
-    for split in ("train", "validation")
+  train, held_out = own.conversations(
+    cfg,
+    lambda q: seq2seq.pair(tokenizer, q.prompt, q.answer, size, cfg.length),
+    lambda item: seq2seq.last_answer(tokenizer, item, size, cfg.length),
   )
   place, first = parallel.make(cfg.mesh), seq2seq.start_id(tokenizer)
 
@@ -84,9 +83,11 @@ def sft(
     empty = [((), ())] * (cfg.batch - len(pairs))
     return seq2seq.collate([*pairs, *empty], size, cfg.length, first, tokenizer.pad_id)
 
-  def validation() -> Iterator[Batch]:
-    return batches.examples(held_out, collate, cfg.batch, shuffle=False, epochs=1)
+  def in_order(rows) -> Iterator[Batch]:
+    return batches.examples(rows, collate, cfg.batch, shuffle=False, epochs=1)
 
+  sources = {name: functools.partial(in_order, rows) for name, rows in held_out.items()}
+  objective = objectives.next_token(apply(start.model), token_loss)
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
   return training.train(
@@ -96,7 +97,7 @@ def sft(
     make_params=training.initializer(start.model),
     loaded=start.params,
     feed=loop.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed)),
-    evaluate=_loss_on(objectives.next_token(apply(start.model), token_loss), place, validation),
+    evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
     adapter=cfg.lora,
     row_tokens=size + cfg.length,
@@ -113,8 +114,3 @@ def _corrupted(cfg: config.Pretrain, tokenizer: Tokenizer, split: str) -> Iterat
   )  # fmt: skip
   seed = cfg.seed if training_split else 0
   return seq2seq.Corrupted(rows, tokenizer, cfg.length, seed, **how)
-
-
-def _loss_on(loss_fn, place, stream: Callable[[], Iterator[Batch]]) -> Callable[[Params], dict]:
-  measure = training.evaluator(loss_fn, place, stream)
-  return lambda params: {"loss": float(measure(params)["nll"].value)}

@@ -1,21 +1,24 @@
-"""Supervised fine-tuning: next-token prediction on the answers of instruction pairs."""
+"""Supervised fine-tuning: next-token prediction on the answers of conversations."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from llm_jax import config, spec
-from llm_jax.data import batches, chat, questions
+from llm_jax.data import batches, chat, posttraining, questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.losses import objectives
-from llm_jax.stages import runs, seq2seq, training
+from llm_jax.stages import own, runs, seq2seq, training
 from llm_jax.train import loop, parallel
 from llm_jax.types import TrainState
 
 
 def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> TrainState:
-  """Fine-tunes the model of `cfg.init` on the training questions; `loss` swaps the token loss.
+  """Fine-tunes the model of `cfg.init` on conversations; `loss` swaps the token loss.
 
-  The mask covers the assistant's tokens and its turn end, nothing else. An encoder-decoder reads
-  the question, and all of the answer is learned.
+  They are those of the files of `cfg.data`, else the training questions. The mask covers the
+  assistant's tokens and its turn end, nothing else. An encoder-decoder reads the question, and all
+  of the answer is learned.
   """
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
@@ -24,15 +27,13 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size, seq2seq=True, put=place.put)
   if start.shape.encoder_layers:
     return seq2seq.sft(cfg, workdir, token_loss, start, tokenizer)
-  train, held_out = (
-    [example(tokenizer, q, cfg.length) for q in runs.asked(cfg.prepared, split)]
-    for split in ("train", "validation")
+  train, held_out = own.conversations(
+    cfg,
+    lambda question: example(tokenizer, question, cfg.length),
+    lambda item: posttraining.conversation(tokenizer, item, cfg.length),
   )
-  measure = training.evaluator(
-    objectives.next_token(training.decoder_apply(start.model), token_loss),
-    place,
-    lambda: batches.pack_examples(held_out, cfg.length, cfg.batch),
-  )
+  sources = {name: functools.partial(_packed, rows, cfg) for name, rows in held_out.items()}
+  objective = objectives.next_token(training.decoder_apply(start.model), token_loss)
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
   return training.train(
@@ -41,13 +42,15 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     loss_fn=objectives.next_token(training.decoder_apply(start.model, train=True), token_loss),
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(
-      batches.pack_examples(train, cfg.length, cfg.batch, seed=cfg.seed, epochs=-1)
-    ),
-    evaluate=lambda params: {"loss": float(measure(params)["nll"].value)},
+    feed=loop.IteratorFeed(_packed(train, cfg, seed=cfg.seed, epochs=-1)),
+    evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
     adapter=cfg.lora,
   )
+
+
+def _packed(rows: Sequence[Any], cfg: config.Sft, **order: int):
+  return batches.pack_examples(rows, cfg.length, cfg.batch, **order)
 
 
 def example(

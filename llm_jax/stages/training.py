@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import flax.linen as nn
 import jax
@@ -143,14 +143,48 @@ def evaluator(
   loss_fn: LossFn, place: parallel.Placement, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Params], dict[str, Mean]]:
   """Returns params -> {metric: Mean over all of `batches()`}, compiled once."""
+  measure = measurer(loss_fn, place)
+  return lambda params: measure(params, batches())
+
+
+def measurer(
+  loss_fn: LossFn, place: parallel.Placement
+) -> Callable[[Params, Iterable[Batch]], dict[str, Mean]]:
+  """Returns (params, batches) -> {metric: Mean over all of them}, compiled once."""
   step = place.compile(make_eval_step(loss_fn, place.axis_name), donate=False)
 
-  def evaluate(params: Params) -> dict[str, Mean]:
+  def measure(params: Params, batches: Iterable[Batch]) -> dict[str, Mean]:
     total: dict[str, Mean] = {}
-    for batch in batches():
+    for batch in batches:
       metrics = place.fetch(step(params, place.batch(batch)))
       total = jax.tree.map(lambda a, b: a + b, total, metrics) if total else metrics
     return total
+
+  return measure
+
+
+def losses_on(
+  loss_fn: LossFn, place: parallel.Placement, sources: Mapping[str, Callable[[], Iterable[Batch]]]
+) -> Callable[[Params], dict[str, float]]:
+  """Returns params -> nats per token over all sources, and of each if there are several.
+
+  Args:
+    loss_fn: of `objectives.next_token`.
+    place: where arrays live.
+    sources: for each source its batches.
+
+  Returns:
+    A function to {"loss", "loss/<source>", ...}.
+  """
+  measure = measurer(loss_fn, place)
+
+  def evaluate(params: Params) -> dict[str, float]:
+    means = {name: measure(params, batches())["nll"] for name, batches in sources.items()}
+    total = functools.reduce(
+      lambda a, b: Mean(a.total + b.total, a.weight + b.weight), means.values()
+    )
+    parts = {f"loss/{name}": float(mean.value) for name, mean in means.items()}
+    return {"loss": float(total.value)} | (parts if len(parts) > 1 else {})
 
   return evaluate
 

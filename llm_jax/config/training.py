@@ -1,6 +1,7 @@
 """The stages that train, and what they have in common."""
 
 import dataclasses
+import math
 from dataclasses import field
 
 from llm_jax.config.data import Mixture
@@ -167,6 +168,7 @@ class Sft(Stage):
   data: tuple[str, ...] = ()  # Files, or file=weight; (): the questions of `prepared`.
   validation: float = 0.02  # Fraction of prompts of `data` that is held out; 0: none.
   validation_data: tuple[str, ...] = ()  # Files that are held out, in the place of a fraction.
+  neftune: float = 0.0  # Alpha of the noise on embeddings (arXiv:2310.05914): 5 is usual; 0: none.
   input_length: int = 0  # Tokens that an encoder reads; 0: `length`, which is that of the answers.
   lora: Lora = field(default_factory=Lora)
 
@@ -179,6 +181,10 @@ class Sft(Stage):
     super().validate()
     if self.input_length < 0:
       raise UserError(f"config.input_length must not be negative, got {self.input_length}")
+    if not 0 <= self.neftune < math.inf:
+      raise UserError(
+        f"config.neftune must not be negative (0: no noise, 5 is usual), got {self.neftune}"
+      )
     _check_fraction(self.validation)
     if self.validation_data and not self.data:
       raise UserError(

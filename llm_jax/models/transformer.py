@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from llm_jax import config, sharding
 from llm_jax.errors import UserError
-from llm_jax.models import backends, layers, lora, remat
+from llm_jax.models import backends, layers, lora, noise, remat
 from llm_jax.models import positions as places
 from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
 from llm_jax.models.language_model import LanguageModel
@@ -166,6 +166,7 @@ class Transformer(LanguageModel):
     segments: jax.Array | None = None,
     cache: Cache | None = None,
     angles: tuple | None = None,
+    neftune: float = 0.0,
   ):
     """Hidden states after the final norm: `hidden @ head` are the next token's logits.
 
@@ -176,6 +177,7 @@ class Transformer(LanguageModel):
       cache: keys and values of the tokens before; these T tokens go to its next T slots, and
         the caller sees to it that there are as many.
       angles: `angles(slots)`, to look positions below `slots` up in; None: they are worked out.
+      neftune: alpha of the noise on the tokens' embeddings (noise.py), drawn by the rng "noise".
 
     Returns:
       [B, T, D] of the compute dtype; with a cache, a pair of that and the new cache.
@@ -195,6 +197,10 @@ class Transformer(LanguageModel):
       key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
     learned = cfg.position == "learned"
     x_BTD = layers.look_up(self.embedding, tokens, "float32" if learned else cfg.dtype)
+    if neftune:
+      own = jnp.ones_like(tokens) if segments is None else segments
+      noise_BTD = noise.neftune(self.make_rng("noise"), own, cfg.dim, neftune)
+      x_BTD = (x_BTD + noise_BTD).astype(x_BTD.dtype)
     if learned:
       x_BTD = x_BTD + layers.look_up(self.position_embedding, positions, "float32")
     x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype))

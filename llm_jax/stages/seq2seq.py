@@ -66,6 +66,11 @@ def sft(
   cfg: config.Sft, workdir: str, token_loss: Callable, start: runs.Run, tokenizer: Tokenizer
 ) -> TrainState:
   """Fine-tunes an encoder-decoder on questions, which it reads, and their answers."""
+  if cfg.neftune:
+    raise UserError(
+      f"config.neftune={cfg.neftune} is for decoders, and {cfg.init} is an encoder-decoder: set it "
+      "to 0"
+    )
   size = cfg.input_length if cfg.input_length else cfg.length
   if min(size, cfg.length) < 2:
     raise UserError(

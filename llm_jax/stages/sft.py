@@ -34,12 +34,13 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
   )
   sources = {name: functools.partial(_packed, rows, cfg) for name, rows in held_out.items()}
   objective = objectives.next_token(training.decoder_apply(start.model), token_loss)
+  noisy = training.decoder_apply(start.model, train=True, neftune=cfg.neftune)
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
   return training.train(
     cfg,
     workdir,
-    loss_fn=objectives.next_token(training.decoder_apply(start.model, train=True), token_loss),
+    loss_fn=objectives.next_token(noisy, token_loss),
     make_params=training.initializer(start.model),
     loaded=start.params,
     feed=loop.IteratorFeed(_packed(train, cfg, seed=cfg.seed, epochs=-1)),

@@ -24,13 +24,18 @@ from llm_jax.types import Apply, Batch, LossFn, Mean, Outputs, Params, TrainStat
 _LOSSES = str(pathlib.Path(losses.__file__).parent)
 
 
-def decoder_apply(model: Transformer, train: bool = False) -> Apply:
-  """Binds a decoder for objectives on its next-token distribution; dropout only if `train`."""
+def decoder_apply(model: Transformer, train: bool = False, neftune: float = 0.0) -> Apply:
+  """Binds a decoder for objectives on its next-token distribution.
+
+  Dropout, and noise of the alpha `neftune` on the embeddings, act only if `train`.
+  """
 
   def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
-    rngs = {"dropout": rng} if train and model.cfg.dropout else None
+    rngs, more = {"dropout": rng} if train and model.cfg.dropout else {}, {}
+    if train and neftune:
+      rngs["noise"], more = jax.random.fold_in(rng, 1), {"neftune": neftune}
     hidden_BTD = model.apply(
-      params, batch["tokens"], batch["positions"], batch["segments"], rngs=rngs
+      params, batch["tokens"], batch["positions"], batch["segments"], rngs=rngs or None, **more
     )
     return Outputs(hidden_BTD, model.head(params), logit_cap=model.cfg.logit_cap)
 

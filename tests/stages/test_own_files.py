@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def start(prepared, tmp_path_factory):
     config.Model(dim=32, layers=1, heads=2, vocab_size=runs.tokenizer(str(prepared)).vocab_size)
   )
   params = jax.jit(training.initializer(model))(jax.random.key(0))
-  interop.save(path, model, jax.device_get(jax.tree.map(lambda x: x, params)))
+  interop.save(path, model, jax.device_get(nn.unbox(params)))
   return str(path)
 
 
@@ -47,7 +48,7 @@ def two(tmp_path):
 def test_two_files_are_trained_on_and_measured_apart(prepared, start, two, tmp_path, capsys):
   cfg = tiny(
     config.Sft, prepared, init=start, data=(two[0], f"{two[1]}=0.5"), validation=0.2,
-    optimizer=config.Optimizer(lr=3e-3, warmup=1), steps=8,
+    optimizer=config.Optimizer(lr=3e-3, warmup=1), steps=8, neftune=5.0,
   )  # fmt: skip
   sft.run(cfg, str(tmp_path / "run"))
   told = capsys.readouterr().err
@@ -83,6 +84,7 @@ def test_the_loss_of_all_is_that_of_its_sources_by_their_tokens(prepared, start,
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
+    ({"neftune": -1.0}, "config.neftune must not be negative"),
     ({"validation": 1.0}, "config.validation=1.0 must be"),
     ({"validation_data": ("a.jsonl",)}, "config.data, which is empty"),
     ({"data": ("nowhere.jsonl",)}, "nowhere.jsonl"),

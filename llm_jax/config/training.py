@@ -198,10 +198,21 @@ class Reward(Stage):
 
   loss: str = "logistic()"
   init: str = "runs/quickstart/sft"
-  kinds: str = ""  # Comma-separated kinds of pairs to train on; "": all.
+  kinds: str = ""  # Comma-separated kinds, or sources, of pairs to train on; "": all.
+  # A directory of experiments.preferences, or with files; or comma-separated files, file=weight.
   preferences: str = "runs/quickstart/preferences"
+  validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
   shuffle_labels: bool = False  # Negative control: the label of every pair is a coin flip.
   center: float = 0.01  # Weight of (chosen + rejected)^2, which fixes the free offset.
+
+  def validate(self) -> None:
+    """Checks what every stage checks, and what is done with the pairs.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    super().validate()
+    _check_fraction(self.validation)
 
 
 @dataclasses.dataclass
@@ -210,10 +221,21 @@ class Dpo(Stage):
 
   loss: str = "logistic(beta=0.1)"
   init: str = "runs/quickstart/sft"
+  # A directory of experiments.preferences, or with files; or comma-separated files, file=weight.
   preferences: str = "runs/quickstart/preferences"
-  kinds: str = ""  # Comma-separated kinds of pairs to train on; "": all.
+  validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
+  kinds: str = ""  # Comma-separated kinds, or sources, of pairs to train on; "": all.
   average: bool = False  # Mean instead of summed log-probs over an answer's tokens.
   lora: Lora = field(default_factory=Lora)
+
+  def validate(self) -> None:
+    """Checks what every stage checks, and the fraction that is held out.
+
+    Raises:
+      UserError: one line that names the field.
+    """
+    super().validate()
+    _check_fraction(self.validation)
 
 
 @dataclasses.dataclass

@@ -23,6 +23,7 @@ from llm_jax.errors import UserError
 
 NOTHING = "nothing to learn"
 CUT_AWAY = "nothing to learn after the cut"
+SAME = "same answers after the cut"
 OTHER = "other"  # The name of all sources that are too small for one of their own.
 _MOST = 20  # Sources that are measured apart.
 
@@ -42,6 +43,27 @@ class Encoded(NamedTuple):
 
 
 Encode = Callable[[Any], Encoded | str]  # An item to what it became, or why it was dropped.
+
+
+Tokens = tuple[list[int], list[int]]  # Tokens and mask of one conversation.
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """A preference as tokens.
+
+  Attributes:
+    row: {"chosen": (tokens, mask), "rejected": (tokens, mask)}.
+    kind: what the pair is counted under: its source, or what is wrong with the rejected answer.
+    margin, probability: as in `Preference`.
+    group: the same for all pairs of a K-way prompt; "": a pair of its own.
+  """
+
+  row: dict[str, Tokens]
+  kind: str
+  margin: float = 0.0
+  probability: float = 1.0
+  group: str = ""
 
 
 class Data(NamedTuple):
@@ -106,7 +128,8 @@ def load(
     kind: of the items: "conversations", "preferences" or "labels".
     entries: files, or file=weight: its rows count `weight` times in an epoch. Of a fraction of a
       time it is always the same rows that count, drawn by `seed`.
-    encode: an item -> what it became, or the reason why it is dropped.
+    encode: an item, whose source is the file's name if the row has none -> what it became, or the
+      reason why it is dropped.
     validation: fraction of prompts held out, at least one; 0: none.
     held_out: files that are held out whole, in the place of a fraction.
     seed: of the rows that a fractional weight leaves out.
@@ -201,19 +224,46 @@ def conversation(tokenizer: Tokenizer, item: Conversation, length: int) -> Encod
   return Encoded((tokens, mask), cut)
 
 
+def preference(tokenizer: Tokenizer, item: Preference, length: int) -> Encoded | str:
+  """Returns a `Compared` of conversations of at most `length` + 1 tokens.
+
+  Where one of them is cut, both keep the same of the prompt, so that only the answers differ.
+  """
+  sides = [_answered(tokenizer, item.prompt, text) for text in (item.chosen, item.rejected)]
+  cut = max(len(tokens) for tokens, _ in sides) > length + 1
+  if cut:
+    texts = item.chosen, item.rejected
+    sides = [_answered(tokenizer, item.prompt, text, length + 1) for text in texts]
+    begins = [mask.index(1) for _, mask in sides]
+    sizes = [min(begins) + len(side[0]) - at for side, at in zip(sides, begins, strict=True)]
+    sides = [_answered(tokenizer, item.prompt, *x) for x in zip(texts, sizes, strict=True)]
+  if sides[0] == sides[1]:
+    return SAME
+  group = "" if item.group == "" else f"{_place(prompt_of(item))}:{item.group}"
+  row = {"chosen": sides[0], "rejected": sides[1]}
+  return Encoded(Compared(row, item.source, item.margin, item.probability, group), cut)
+
+
+def _answered(tokenizer: Tokenizer, prompt, answer: str, limit: int = 0) -> Tokens:
+  """Returns (tokens, mask) of a prompt and an answer, which alone is learned, with its end."""
+  messages = [*prompt, {"role": "assistant", "content": answer}]
+  return chat.render(tokenizer, messages, limit, (len(prompt),))
+
+
 def _read(file: File, kind: str, encode: Encode) -> _Part:
   table = formats.read(file.path, kind)
   part = _Part(file, [], [], [], "")
   drops, cut, stem = collections.Counter(table.drops), 0, name_of(file.path)
   for item in table.items:
-    got = encode(item)
+    source = item.source if item.source else stem
+    got = encode(dataclasses.replace(item, source=source))
     if isinstance(got, str):
       drops[got] += 1
       continue
     cut += got.cut
     part.rows.append(got.row)
     part.prompts.append(prompt_of(item))
-    part.sources.append(item.source if item.source else stem)
+    part.sources.append(source)
   part.report = f"{file.path}: {table.format}, {table.rows:,} rows, {len(part.rows):,} {kind} kept"
   part.report += f", {cut:,} cut to the length" if cut else ""
   part.report += f", weight {file.weight:g}" if file.weight != 1 else ""

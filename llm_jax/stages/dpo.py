@@ -10,9 +10,9 @@ import numpy as np
 
 from llm_jax import config, spec
 from llm_jax.data import batches
+from llm_jax.data.posttraining import Tokens
 from llm_jax.losses import objectives
 from llm_jax.stages import answers, pairs, runs, training
-from llm_jax.stages.pairs import Tokens
 from llm_jax.train import loop, parallel, processes
 from llm_jax.types import TrainState
 
@@ -27,10 +27,8 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
-  encoded = {
-    split: pairs.encode(tokenizer, pairs.load(cfg.preferences, split, cfg.kinds), cfg.length)
-    for split in ("train", "validation")
-  }
+  found = zip(("train", "validation"), pairs.splits(cfg, tokenizer), strict=True)
+  encoded = {split: [pair.row for pair in part] for split, part in found if part}
   objective = objectives.logratio_pairs(
     training.decoder_apply(start.model), pair_loss, average=cfg.average
   )
@@ -58,7 +56,9 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
       objective,
       place,
       lambda: pairs.in_order(encoded["validation"], cfg.length, cfg.batch),
-    ),
+    )
+    if "validation" in encoded
+    else None,
     place=place,
     row_tokens=2 * cfg.length,
     adapter=cfg.lora,

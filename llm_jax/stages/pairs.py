@@ -1,19 +1,104 @@
 """Preference pairs as token batches: what the reward model and DPO train on."""
 
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from llm_jax.data import batches, chat, preferences
+from llm_jax import config
+from llm_jax.data import batches, chat, posttraining, preferences
+from llm_jax.data.posttraining import Compared, Tokens
 from llm_jax.data.preferences import Answer, Pair
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError, nearest
+from llm_jax.stages import own
 from llm_jax.types import Batch
 
-Tokens = tuple[list[int], list[int]]  # Tokens and mask of one conversation.
 SIDES = ("chosen", "rejected")
+_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+_ENDS = (".jsonl", ".json", ".gz", ".parquet")
+
+
+def splits(
+  cfg: config.Reward | config.Dpo, tokenizer: Tokenizer, every_kind: bool = False
+) -> tuple[list[Compared], list[Compared]]:
+  """Returns the pairs to train on and those held out, of `cfg.kinds` alone.
+
+  They are those of `cfg.preferences`: a directory that `experiments.preferences` wrote, one with
+  files of any format, or such files. The margin of a pair of the first is that of its gold scores.
+
+  Args:
+    cfg: of the stage.
+    tokenizer: of the model.
+    every_kind: whether those held out are of every kind.
+
+  Raises:
+    UserError: if there are none.
+  """
+  entries = [name.strip() for name in cfg.preferences.split(",") if name.strip()]
+  path = pathlib.Path(cfg.preferences)
+  found = {split: _file(path, split) for split in ("train", "validation")}
+  one = len(entries) < 2 and not (path.is_file() or "=" in path.name or path.suffix in _ENDS)
+  if one and (not found["train"] or _made_here(found["train"])):
+    both = (load(cfg.preferences, "train", cfg.kinds),
+            load(cfg.preferences, "validation", "" if every_kind else cfg.kinds))  # fmt: skip
+    return tuple(
+      [
+        Compared(row, pair.kind, pair.gold_chosen - pair.gold_rejected)
+        for row, pair in zip(encode(tokenizer, part, cfg.length), part, strict=True)
+      ]
+      for part in both
+    )
+  data = posttraining.load(
+    "preferences",
+    [str(found["train"])] if one else entries,
+    functools.partial(posttraining.preference, tokenizer, length=cfg.length),
+    validation=cfg.validation,
+    held_out=[str(found["validation"])] if one and found["validation"] else (),
+    seed=cfg.seed,
+    field="config.preferences",
+  )
+  own.report(data)
+  train = _of_kinds(data.train, cfg.kinds, cfg.preferences)
+  wanted = "" if every_kind or not data.validation else cfg.kinds
+  return train, _of_kinds(data.validation, wanted, f"what is held out of {cfg.preferences}")
+
+
+def flip(train: Sequence[Compared], seed: int) -> list[Compared]:
+  """The negative control: each pair's label is decided by a fair coin."""
+  coin = np.random.default_rng(seed).random(len(train)) < 0.5
+  return [
+    dataclasses.replace(pair, row={"chosen": pair.row["rejected"], "rejected": pair.row["chosen"]})
+    if heads_up
+    else pair
+    for pair, heads_up in zip(train, coin, strict=True)
+  ]
+
+
+def _file(directory: pathlib.Path, split: str) -> pathlib.Path | None:
+  return next((p for s in _SUFFIXES if (p := directory / f"{split}{s}").is_file()), None)
+
+
+def _made_here(path: pathlib.Path) -> bool:
+  """Tells whether a file is one that `preferences.write` wrote."""
+  if path.suffix != ".jsonl":
+    return False
+  with open(path, encoding="utf-8", errors="replace") as f:
+    return '"gold_chosen"' in f.readline()
+
+
+def _of_kinds(pairs: list[Compared], kinds: str, where: str) -> list[Compared]:
+  wanted = {kind.strip() for kind in kinds.split(",") if kind.strip()}
+  there = {pair.kind for pair in pairs}
+  for kind in sorted(wanted - there):
+    raise UserError(
+      f"no pairs of kind {kind!r} in {where}{nearest(kind, there)}; of all kinds with "
+      "--config.kinds="
+    )
+  return [pair for pair in pairs if not wanted or pair.kind in wanted]
 
 
 def load(directory: str, split: str, kinds: str = "") -> list[Pair]:

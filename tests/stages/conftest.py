@@ -2,11 +2,15 @@
 
 import json
 
+import flax.linen as nn
+import jax
 import pytest
 
 from llm_jax import config
 from llm_jax.data import packing, questions, tokenizer
-from llm_jax.stages import ppo, preferences, pretrain, reward, sft
+from llm_jax.models import interop
+from llm_jax.models.transformer import Transformer
+from llm_jax.stages import ppo, preferences, pretrain, reward, runs, sft, training
 
 VERBS = ("Return", "Count", "Delete", "Sort")
 NOUNS = ("rows", "files", "names", "items", "words", "links")
@@ -55,6 +59,18 @@ def tiny(make, prepared, **fields):
     setattr(cfg, name, fields.get(name, value))
   cfg.eval_every, cfg.checkpoint_every = 2, 2
   return cfg
+
+
+@pytest.fixture(scope="session")
+def start(prepared, tmp_path_factory):
+  """A folder with an untrained decoder."""
+  path = tmp_path_factory.mktemp("start")
+  model = Transformer.from_config(
+    config.Model(dim=32, layers=1, heads=2, vocab_size=runs.tokenizer(str(prepared)).vocab_size)
+  )
+  params = jax.jit(training.initializer(model))(jax.random.key(0))
+  interop.save(path, model, jax.device_get(nn.unbox(params)))
+  return str(path)
 
 
 SAMPLING = config.Sampling(max_new=6)

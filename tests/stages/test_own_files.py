@@ -2,8 +2,6 @@
 
 import json
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
@@ -11,24 +9,10 @@ from llm_jax import config
 from llm_jax.data import batches
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives, token
-from llm_jax.models import interop
-from llm_jax.models.transformer import Transformer
 from llm_jax.stages import own, runs, sft, training
 from llm_jax.train import parallel
 from llm_jax.train.metrics import read
 from tests.stages.conftest import tiny
-
-
-@pytest.fixture(scope="session")
-def start(prepared, tmp_path_factory):
-  """A folder with an untrained decoder."""
-  path = tmp_path_factory.mktemp("start")
-  model = Transformer.from_config(
-    config.Model(dim=32, layers=1, heads=2, vocab_size=runs.tokenizer(str(prepared)).vocab_size)
-  )
-  params = jax.jit(training.initializer(model))(jax.random.key(0))
-  interop.save(path, model, jax.device_get(nn.unbox(params)))
-  return str(path)
 
 
 def talks(path, count, word):

@@ -204,6 +204,9 @@ class Reward(Stage):
   validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
   shuffle_labels: bool = False  # Negative control: the label of every pair is a coin flip.
   center: float = 0.01  # Weight of (chosen + rejected)^2, which fixes the free offset.
+  margin: float = 0.0  # Times the margin of the data, which goes to the loss; 0: none.
+  soft_labels: bool = True  # Labels are as sure as the data says (arXiv:2212.08073).
+  grouped: bool = True  # A K-way prompt is in one batch and counts once (arXiv:2203.02155).
 
   def validate(self) -> None:
     """Checks what every stage checks, and what is done with the pairs.
@@ -213,6 +216,10 @@ class Reward(Stage):
     """
     super().validate()
     _check_fraction(self.validation)
+    if not 0 <= self.margin < math.inf:
+      raise UserError(
+        f"config.margin must not be negative (0: none, 1: as the data has it), got {self.margin}"
+      )
 
 
 @dataclasses.dataclass

@@ -29,9 +29,10 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
   found = zip(("train", "validation"), pairs.splits(cfg, tokenizer), strict=True)
   encoded = {split: [pair.row for pair in part] for split, part in found if part}
-  objective = objectives.logratio_pairs(
-    training.decoder_apply(start.model), pair_loss, average=cfg.average
-  )
+  with training.fitting(cfg):
+    objective = objectives.logratio_pairs(
+      training.decoder_apply(start.model), pair_loss, average=cfg.average
+    )
   blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
   training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)

@@ -67,6 +67,34 @@ def splits(
   return train, _of_kinds(data.validation, wanted, f"what is held out of {cfg.preferences}")
 
 
+def numbered(
+  pairs: Sequence[Compared], soft: bool = True, margin: float = 0.0
+) -> list[dict[str, Any]]:
+  """Returns rows with what objectives are to know of each pair.
+
+  Args:
+    pairs: encoded.
+    soft: whether the label is as sure as the data is, where it is not always sure.
+    margin: times that of the data; 0: none.
+
+  Raises:
+    UserError: if a margin is wanted and no pair has one.
+  """
+  if margin and not any(pair.margin for pair in pairs):
+    raise UserError(
+      f"config.margin={margin}, but no pair of config.preferences has a margin or ratings: set it "
+      "to 0"
+    )
+  soft = soft and any(pair.probability < 1 for pair in pairs)
+
+  def row(pair: Compared) -> dict[str, Any]:
+    sure = {"probability": pair.probability} if soft else {}
+    return pair.row | sure | ({"margin": margin * pair.margin} if margin else {})
+
+  made = {id(pair): row(pair) for pair in pairs}  # A pair that counts twice is one row.
+  return [made[id(pair)] for pair in pairs]
+
+
 def flip(train: Sequence[Compared], seed: int) -> list[Compared]:
   """The negative control: each pair's label is decided by a fair coin."""
   coin = np.random.default_rng(seed).random(len(train)) < 0.5
@@ -150,9 +178,13 @@ def collate(rows: Sequence[Mapping[str, Any]], length: int) -> Batch:
   return batches.pair_batch(rows, length) | extras
 
 
+def filled(rows: Sequence[Mapping[str, Any]], length: int, count: int) -> Batch:
+  """A batch of `count` pairs: of encoded ones, and empty ones, which weigh nothing."""
+  empty = {key: ([], []) if key in SIDES else 0.0 for key in rows[0]}
+  return collate([*rows, *[empty] * (count - len(rows))], length)
+
+
 def in_order(encoded: Sequence[Mapping[str, Any]], length: int, rows: int) -> Iterator[Batch]:
-  """Pair batches in order; the last is filled up with empty pairs, which weigh nothing."""
-  empty = {key: ([], []) if key in SIDES else 0.0 for key in encoded[0]}
+  """Pair batches in order; the last is filled up with empty pairs."""
   for start in range(0, len(encoded), rows):
-    part = list(encoded[start : start + rows])
-    yield collate(part + [empty] * (rows - len(part)), length)
+    yield filled(encoded[start : start + rows], length, rows)

@@ -1,18 +1,21 @@
 """Reward model: a scalar head on an SFT model, trained to rank answers as the pairs do."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
+import flax.linen as nn
+import jax
 import numpy as np
 
 from llm_jax import config, spec
-from llm_jax.data import batches
+from llm_jax.data import batches, grouping, posttraining
 from llm_jax.data.posttraining import Compared
 from llm_jax.data.preferences import KINDS, Pair
 from llm_jax.losses import objectives
 from llm_jax.models import heads
 from llm_jax.stages import answers, pairs, runs, scores, training
-from llm_jax.train import loop, parallel
-from llm_jax.types import Params, TrainState
+from llm_jax.train import loop, parallel, processes
+from llm_jax.types import Batch, Params, TrainState
 
 
 def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> TrainState:
@@ -24,7 +27,6 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   train, held_out = pairs.splits(cfg, tokenizer, every_kind=True)
   if cfg.shuffle_labels:
     train = pairs.flip(train, cfg.seed)
-  encoded = [pair.row for pair in train]
   scorer = heads.Scorer.from_config(start.shape)
   place = parallel.make(cfg.mesh)
   score = scores.reward_model(scorer)
@@ -32,24 +34,42 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
 
   def evaluate(params: Params) -> dict[str, float]:
     margin_N = _margins(score, place.unreplicate(params), apart, cfg.length)
-    return {
-      f"accuracy/{kind}": accuracy for kind, accuracy in accuracies(held_out, margin_N).items()
-    }
+    return measures(held_out, margin_N)
 
+  with training.fitting(cfg):
+    objective = objectives.score_pairs(scores.scorer_apply(scorer), pair_loss, center=cfg.center)
+  rows = pairs.numbered(train, cfg.soft_labels, cfg.margin)
+  shapes = jax.eval_shape(training.initializer(scorer), jax.random.key(0))
+  training.check_fit(cfg, objective, nn.unbox(shapes), pairs.collate(rows[:1], cfg.length))
+  feed = loop.IteratorFeed(_batches(cfg, train, rows))
   runs.save_shape(workdir, start.shape)
   return training.train(
     cfg,
     workdir,
-    loss_fn=objectives.score_pairs(scores.scorer_apply(scorer), pair_loss, center=cfg.center),
+    loss_fn=objective,
     make_params=training.initializer(scorer),
     loaded={"decoder": start.params},
-    feed=loop.IteratorFeed(
-      batches.examples(encoded, lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed)
-    ),
+    feed=feed,
     evaluate=evaluate if held_out else None,
     place=place,
     row_tokens=2 * cfg.length,
   )
+
+
+def _batches(cfg: config.Reward, train: Sequence[Compared], rows: list[dict]) -> Iterator[Batch]:
+  """Batches of pairs, those of a group together if there are groups and `cfg.grouped`."""
+  groups = [pair.group for pair in train]
+  if not cfg.grouped or not any(groups):
+    return batches.examples(rows, lambda x: pairs.collate(x, cfg.length), cfg.batch, cfg.seed)
+
+  def collate(part: list[dict], weights: list[float]) -> Batch:
+    weighed = [row | {"weight": weight} for row, weight in zip(part, weights, strict=True)]
+    return pairs.filled(weighed, cfg.length, cfg.batch)
+
+  stream = grouping.Grouped(rows, groups, collate, cfg.batch, cfg.seed)
+  if stream.split:
+    processes.say(f"{stream.split:,} groups have more pairs than config.batch and are split")
+  return stream
 
 
 def margins_fn(scorer: heads.Scorer) -> Callable[..., np.ndarray]:
@@ -69,9 +89,56 @@ def _margins(score: Callable, params: Params, rows: Sequence[dict], length: int)
   return chosen_N - rejected_N
 
 
+def measures(held_out: Sequence[Compared], margin_N: np.ndarray) -> dict[str, float]:
+  """What is said of a reward model on held-out pairs.
+
+  Args:
+    held_out: N pairs.
+    margin_N: [N] score of chosen minus score of rejected.
+
+  Returns:
+    accuracy (a tie counts one half) and accuracy/<kind>, of the most frequent kinds; margin, the
+    mean; calibration_error (`calibration_error`); length_correlation: Pearson's, of the margin with
+    how many tokens the chosen answer has more than the rejected one (0 where either is constant).
+  """
+  named = posttraining.bounded([pair.kind for pair in held_out])
+  kinds = [dataclasses.replace(p, kind=name) for p, name in zip(held_out, named, strict=True)]
+  longer_N = np.array([sum(p.row["chosen"][1]) - sum(p.row["rejected"][1]) for p in held_out])
+  sure_N = np.array([pair.probability for pair in held_out])
+  spread = margin_N.std() * longer_N.std()
+  return {f"accuracy/{kind}": value for kind, value in accuracies(kinds, margin_N).items()} | {
+    "accuracy": float(_right(margin_N).mean()),
+    "margin": float(margin_N.mean()),
+    "calibration_error": calibration_error(margin_N, sure_N),
+    "length_correlation": float(np.corrcoef(margin_N, longer_N)[0, 1]) if spread > 0 else 0.0,
+  }
+
+
+def calibration_error(margin_N: np.ndarray, probability_N: np.ndarray, bins: int = 10) -> float:
+  """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 5) of sigmoid(margin).
+
+  Which answer is called chosen says nothing, so the confidence is that of the answer with the
+  higher score, sigmoid(|margin|); its bins cut [1/2, 1] into equal parts.
+
+  Args:
+    margin_N: [N] nats.
+    probability_N: [N] that the chosen answer is the better one: 1 of a hard label.
+    bins: their number.
+  """
+  sure_N = 1 / (1 + np.exp(-np.abs(margin_N.astype(np.float64))))
+  right_N = probability_N * _right(margin_N) + (1 - probability_N) * _right(-margin_N)
+  bin_N = np.minimum(((sure_N - 0.5) * 2 * bins).astype(int), bins - 1)
+  gaps = np.bincount(bin_N, sure_N - right_N, bins)
+  return float(np.abs(gaps).sum() / len(margin_N))
+
+
+def _right(margin_N: np.ndarray) -> np.ndarray:
+  return (margin_N > 0) + 0.5 * (margin_N == 0)
+
+
 def accuracies(held_out: Sequence[Pair | Compared], margin_N: np.ndarray) -> dict[str, float]:
   """Fraction of pairs ranked right, by kind of the rejected answer; a tie counts one half."""
-  right_N = (margin_N > 0) + 0.5 * (margin_N == 0)
+  right_N = _right(margin_N)
   kinds = np.array([pair.kind for pair in held_out])
   order = [k for k in KINDS if k in kinds] + sorted(set(kinds) - set(KINDS))
   return {kind: float(right_N[kinds == kind].mean()) for kind in order}

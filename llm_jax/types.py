@@ -89,6 +89,8 @@ class TrainState:
     rng: the run's key; step n uses `fold_in(rng, n)`.
     frozen: parameters that training reads and never changes: what an adapter is on. Checkpoints
       leave them out.
+    reference: an older mean of `params` that follows them, in the same tree; {}: there is none.
+      Checkpoints hold it.
   """
 
   step: jax.Array
@@ -96,6 +98,7 @@ class TrainState:
   opt_state: Any
   rng: jax.Array
   frozen: Params = flax.struct.field(default_factory=dict)
+  reference: Params = flax.struct.field(default_factory=dict)
 
   @property
   def whole(self) -> Params:

@@ -233,16 +233,37 @@ class Dpo(Stage):
   validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
   kinds: str = ""  # Comma-separated kinds, or sources, of pairs to train on; "": all.
   average: bool = False  # Mean instead of summed log-probs over an answer's tokens.
+  soft_labels: bool = True  # Labels are as sure as the data says (arXiv:2212.08073).
+  reference: str = ""  # A run, or a folder of Hugging Face, that stays frozen; "": `init`.
+  sync_every: int = 0  # Updates after which the reference follows (arXiv:2404.09656); 0: never.
+  sync_alpha: float = 0.6  # Part of the policy in a reference that follows it.
   lora: Lora = field(default_factory=Lora)
 
   def validate(self) -> None:
-    """Checks what every stage checks, and the fraction that is held out.
+    """Checks what every stage checks, what is held out, and whether a reference can follow.
 
     Raises:
       UserError: one line that names the field.
     """
     super().validate()
     _check_fraction(self.validation)
+    if self.sync_every < 0 or not 0 < self.sync_alpha <= 1:
+      raise UserError(
+        "config.sync_every must not be negative (0: never) and config.sync_alpha in (0, 1], got "
+        f"{self.sync_every} and {self.sync_alpha}"
+      )
+    if not self.sync_every:
+      return
+    others = {
+      "config.reference": bool(self.reference),
+      "config.lora.rank": bool(self.lora.rank),
+      "config.optimizer.name=schedule_free": self.optimizer.name == "schedule_free",
+    }
+    for name in filter(others.get, others):
+      raise UserError(
+        f"config.sync_every={self.sync_every} makes the reference follow all parameters from "
+        f"config.init on: leave {name}, or set config.sync_every to 0"
+      )
 
 
 @dataclasses.dataclass

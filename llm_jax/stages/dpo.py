@@ -1,11 +1,13 @@
 """Direct preference optimisation and its relatives, with cached reference log-probs."""
 
+import functools
 import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config, spec
@@ -14,33 +16,43 @@ from llm_jax.data.posttraining import Tokens
 from llm_jax.losses import objectives
 from llm_jax.stages import answers, pairs, runs, training
 from llm_jax.train import loop, parallel, processes
-from llm_jax.types import TrainState
+from llm_jax.train.step import StepFn
+from llm_jax.types import Apply, Batch, LossFn, Mean, Params, TrainState
+
+_NOTED = 0.1  # Nats: less than this is noise.
 
 
 def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> TrainState:
   """Trains the model of `cfg.init` on preference pairs; `loss` swaps the pair loss.
 
-  The frozen reference is that same model: its log-probs of every answer are worked out once and
-  kept in `reference-*.npz`, so no second model is in memory while training.
+  The frozen reference is that same model, or `cfg.reference`: its log-probs of every answer are
+  worked out once and kept in `reference-*.npz`, so no second model is in memory while training. A
+  reference that follows the policy (`cfg.sync_every`) is in the state instead.
   """
   cfg.validate()
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
-  found = zip(("train", "validation"), pairs.splits(cfg, tokenizer), strict=True)
-  encoded = {split: [pair.row for pair in part] for split, part in found if part}
+  reference = start
+  if cfg.reference:
+    reference = runs.load(cfg.reference, "reference", vocab_size=tokenizer.vocab_size)
+  train, held_out = pairs.splits(cfg, tokenizer)
+  encoded = {"train": pairs.numbered(train, cfg.soft_labels)}
+  if held_out:
+    encoded["validation"] = pairs.numbered(held_out, cfg.soft_labels)
+  apply = training.decoder_apply(start.model)
   with training.fitting(cfg):
-    objective = objectives.logratio_pairs(
-      training.decoder_apply(start.model), pair_loss, average=cfg.average
-    )
+    objective = objectives.logratio_pairs(apply, pair_loss, average=cfg.average)
   blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
   training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
   for split, rows in encoded.items():
+    if cfg.sync_every and split == "train":
+      continue
     path = pathlib.Path(workdir) / f"reference-{split}.npz"
-    reference = annotate(start, rows, cfg.length, path)
-    encoded[split] = [row | ref for row, ref in zip(rows, reference, strict=True)]
+    found = annotate(reference, rows, cfg.length, path)
+    encoded[split] = [row | ref for row, ref in zip(rows, found, strict=True)]
   place = parallel.make(cfg.mesh)
   return training.train(
     cfg,
@@ -53,17 +65,67 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
         encoded["train"], lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed
       )
     ),
-    evaluate=training.metrics_on(
-      objective,
-      place,
-      lambda: pairs.in_order(encoded["validation"], cfg.length, cfg.batch),
-    )
-    if "validation" in encoded
-    else None,
+    evaluate=_evaluate(cfg, objective, place, encoded["validation"]) if held_out else None,
     place=place,
     row_tokens=2 * cfg.length,
     adapter=cfg.lora,
+    wrap=functools.partial(following, apply, cfg.sync_every, cfg.sync_alpha)
+    if cfg.sync_every
+    else None,
   )
+
+
+def following(apply: Apply, every: int, alpha: float, step: StepFn) -> StepFn:
+  """Returns a step whose reference follows the policy: TR-DPO.
+
+  Gorbatovski et al. 2024, arXiv:2404.09656, eq. 4 and 5: after every `every` updates the reference
+  becomes alpha * policy + (1 - alpha) * reference; of alpha 1 the policy itself. Its log-probs of a
+  batch are worked out in the step, before the update.
+
+  Args:
+    apply: of the policy, without dropout.
+    every: updates between two changes.
+    alpha: part of the policy.
+    step: (state, batch with ref_chosen and ref_rejected) -> (state, metrics).
+  """
+  logps = objectives.sequence_logps(apply)
+
+  def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+    key = jax.random.key(0)  # Not used: nothing is dropped.
+    found = {f"ref_{side}": logps(state.reference, batch[side], key) for side in pairs.SIDES}
+    new, metrics = step(state, {**batch, **found})
+    due = new.step % every == 0
+    moved = jax.tree.map(
+      lambda old, own: jnp.where(due, alpha * own + (1 - alpha) * old, old),
+      state.reference,
+      new.params,
+    )
+    return new.replace(reference=moved), metrics
+
+  return run
+
+
+def _evaluate(cfg: config.Dpo, objective: LossFn, place: parallel.Placement, rows: list):
+  """Metrics on held-out pairs; says once what looks like a mistake and is none."""
+  measure = training.metrics_on(
+    objective, place, lambda: pairs.in_order(rows, cfg.length, cfg.batch)
+  )
+  told = False
+
+  def evaluate(params: Params) -> dict[str, float]:
+    nonlocal told
+    metrics = measure(params)
+    down, margin = -metrics["rewards/chosen"], metrics["rewards/margins"]
+    if not told and min(down, margin) > _NOTED:
+      told = True
+      processes.say(
+        f"normal for DPO: chosen answers are {down:.1f} nats less likely than under the reference "
+        f"while the margin is {margin:.1f}, for the loss sees their difference alone; "
+        "+ 0.2*nll_chosen in config.loss holds them"
+      )
+    return metrics
+
+  return evaluate
 
 
 def annotate(

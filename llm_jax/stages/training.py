@@ -18,7 +18,7 @@ from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import attention
 from llm_jax.train import loop, optim, parallel
-from llm_jax.train.step import make_eval_step, make_train_step, state_maker
+from llm_jax.train.step import StepFn, make_eval_step, make_train_step, state_maker
 from llm_jax.types import Apply, Batch, LossFn, Mean, Outputs, Params, TrainState
 
 _LOSSES = str(pathlib.Path(losses.__file__).parent)
@@ -54,6 +54,7 @@ def train(
   evaluate: Callable[[Params], dict[str, float]] | None = None,
   row_tokens: int = 0,
   adapter: config.Lora | None = None,
+  wrap: Callable[[StepFn], StepFn] | None = None,
 ) -> TrainState:
   """Trains on `feed`; returns the final state (its params are y of a schedule-free run).
 
@@ -68,19 +69,18 @@ def train(
     evaluate: parameters as placed -> metrics, every `cfg.eval_every` steps.
     row_tokens: places in a row of a batch, for the throughput; 0: `cfg.length`.
     adapter: trained alone, on frozen parameters, if it has a rank.
+    wrap: the step -> a step whose state has a reference, at first a copy of the parameters.
 
   Raises:
     UserError: if a loss does not fit the objective or the batch.
   """
   tx = optim.make(cfg.optimizer, cfg.steps)
-  step = place.compile(make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name))
+  plain = make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name)
+  step = place.compile(wrap(plain) if wrap else plain)
   step, feed = attention.watched(step, feed, pathlib.Path(workdir).name)
-  given = () if loaded is None else (loaded,)
-  make_state = state_maker(make_params, tx)
-  if adapter is not None and adapter.rank:
-    attach = functools.partial(lora.attach, cfg=adapter)
-    make_state = state_maker(make_params, tx, lora.trained, lambda p, key: attach(p, key=key))
-  state = place.init(make_state, jax.random.key(cfg.seed), *given)
+  state = _begun(cfg, tx, place, make_params, loaded, adapter)
+  if wrap:
+    state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
   judged = evaluated(cfg.optimizer, place)
   with fitting(cfg):
     return loop.fit(
@@ -100,6 +100,15 @@ def train(
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),
       rows=cfg.batch,
     )
+
+
+def _begun(cfg, tx, place, make_params, loaded, adapter) -> TrainState:
+  """Returns the state before the first update; the arguments are those of `train`."""
+  make_state = state_maker(make_params, tx)
+  if adapter is not None and adapter.rank:
+    attach = functools.partial(lora.attach, cfg=adapter)
+    make_state = state_maker(make_params, tx, lora.trained, lambda p, key: attach(p, key=key))
+  return place.init(make_state, jax.random.key(cfg.seed), *(() if loaded is None else (loaded,)))
 
 
 def evaluated(cfg: config.Optimizer, place: parallel.Placement) -> Callable[[TrainState], Params]:

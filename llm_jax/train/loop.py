@@ -199,7 +199,7 @@ class _Run:
     restored = checkpoints.restore(_changing(self.place.unreplicate(state)))
     if restored is None:
       return state, int(self.place.fetch(state.step)), {}
-    state = state.replace(step=None, params=None, opt_state=None, rng=None)  # Frees their memory.
+    state = state.replace(**dict.fromkeys(_changing(state)))  # Frees their memory.
     state, extra = state.replace(**self.place.replicate(restored[0])), restored[1]
     start = int(self.place.fetch(state.step))
     processes.say(f"{self.name}: goes on from step {start}")
@@ -332,7 +332,8 @@ class _Run:
 
 def _changing(state: TrainState) -> dict[str, Any]:
   """What a checkpoint holds of a state: all but the frozen parameters."""
-  return {name: getattr(state, name) for name in ("step", "params", "opt_state", "rng")}
+  names = ("step", "params", "opt_state", "rng", *(["reference"] if state.reference else []))
+  return {name: getattr(state, name) for name in names}
 
 
 @jax.jit

@@ -230,6 +230,7 @@ class Dpo(Stage):
   init: str = "runs/quickstart/sft"
   # A directory of experiments.preferences, or with files; or comma-separated files, file=weight.
   preferences: str = "runs/quickstart/preferences"
+  labels: str = ""  # Files of answers that are wanted or not, in the place of pairs: kto().
   validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
   kinds: str = ""  # Comma-separated kinds, or sources, of pairs to train on; "": all.
   average: bool = False  # Mean instead of summed log-probs over an answer's tokens.
@@ -256,6 +257,7 @@ class Dpo(Stage):
       return
     others = {
       "config.reference": bool(self.reference),
+      "config.labels": bool(self.labels),
       "config.lora.rank": bool(self.lora.rank),
       "config.optimizer.name=schedule_free": self.optimizer.name == "schedule_free",
     }

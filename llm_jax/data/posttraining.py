@@ -244,6 +244,14 @@ def preference(tokenizer: Tokenizer, item: Preference, length: int) -> Encoded |
   return Encoded(Compared(row, item.source, item.margin, item.probability, group), cut)
 
 
+def labelled(tokenizer: Tokenizer, item: Labelled, length: int) -> Encoded:
+  """Returns {"answer": (tokens, mask), "desirable": 0.0 or 1.0}, at most `length` + 1 tokens."""
+  whole = _answered(tokenizer, item.prompt, item.answer)
+  cut = len(whole[0]) > length + 1
+  row = _answered(tokenizer, item.prompt, item.answer, length + 1) if cut else whole
+  return Encoded({"answer": row, "desirable": float(item.desirable)}, cut)
+
+
 def _answered(tokenizer: Tokenizer, prompt, answer: str, limit: int = 0) -> Tokens:
   """Returns (tokens, mask) of a prompt and an answer, which alone is learned, with its end."""
   messages = [*prompt, {"role": "assistant", "content": answer}]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from llm_jax.losses import common
 from llm_jax.losses.inputs import Takes, name_of, takes_of
+from llm_jax.losses.labelled import logratio_labels
 from llm_jax.losses.pairwise import logratio_pairs, score_pairs
 from llm_jax.losses.sequences import sequence_weights
 from llm_jax.losses.token import TokenStats, kl
@@ -20,6 +21,7 @@ from llm_jax.types import Apply, Batch, LossFn, Mean, masked_mean
 
 __all__ = [
   "actor_critic",
+  "logratio_labels",
   "logratio_pairs",
   "next_token",
   "policy",

@@ -1,29 +1,23 @@
 """Direct preference optimisation and its relatives, with cached reference log-probs."""
 
 import functools
-import hashlib
-import os
 import pathlib
-from collections.abc import Callable, Sequence
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from collections.abc import Callable
 
 from llm_jax import config, spec
 from llm_jax.data import batches
-from llm_jax.data.posttraining import Tokens
 from llm_jax.losses import objectives
-from llm_jax.stages import answers, pairs, runs, training
+from llm_jax.stages import pairs, reference, runs, training, unpaired
 from llm_jax.train import loop, parallel, processes
-from llm_jax.train.step import StepFn
-from llm_jax.types import Apply, Batch, LossFn, Mean, Params, TrainState
+from llm_jax.types import LossFn, Params, TrainState
 
 _NOTED = 0.1  # Nats: less than this is noise.
 
 
 def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> TrainState:
   """Trains the model of `cfg.init` on preference pairs; `loss` swaps the pair loss.
+
+  With `cfg.labels` it is single answers that are wanted or not, and the loss is one on them.
 
   The frozen reference is that same model, or `cfg.reference`: its log-probs of every answer are
   worked out once and kept in `reference-*.npz`, so no second model is in memory while training. A
@@ -33,9 +27,11 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
-  reference = start
+  frozen = start
   if cfg.reference:
-    reference = runs.load(cfg.reference, "reference", vocab_size=tokenizer.vocab_size)
+    frozen = runs.load(cfg.reference, "reference", vocab_size=tokenizer.vocab_size)
+  if cfg.labels:
+    return unpaired.run(cfg, workdir, pair_loss, start, frozen, tokenizer)
   train, held_out = pairs.splits(cfg, tokenizer)
   encoded = {"train": pairs.numbered(train, cfg.soft_labels)}
   if held_out:
@@ -51,7 +47,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     if cfg.sync_every and split == "train":
       continue
     path = pathlib.Path(workdir) / f"reference-{split}.npz"
-    found = annotate(reference, rows, cfg.length, path)
+    found = reference.annotate(frozen, rows, cfg.length, path)
     encoded[split] = [row | ref for row, ref in zip(rows, found, strict=True)]
   place = parallel.make(cfg.mesh)
   return training.train(
@@ -69,40 +65,11 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     place=place,
     row_tokens=2 * cfg.length,
     adapter=cfg.lora,
-    wrap=functools.partial(following, apply, cfg.sync_every, cfg.sync_alpha)
+    wrap=functools.partial(reference.following, apply, cfg.sync_every, cfg.sync_alpha)
     if cfg.sync_every
     else None,
+    follows=bool(cfg.sync_every),
   )
-
-
-def following(apply: Apply, every: int, alpha: float, step: StepFn) -> StepFn:
-  """Returns a step whose reference follows the policy: TR-DPO.
-
-  Gorbatovski et al. 2024, arXiv:2404.09656, eq. 4 and 5: after every `every` updates the reference
-  becomes alpha * policy + (1 - alpha) * reference; of alpha 1 the policy itself. Its log-probs of a
-  batch are worked out in the step, before the update.
-
-  Args:
-    apply: of the policy, without dropout.
-    every: updates between two changes.
-    alpha: part of the policy.
-    step: (state, batch with ref_chosen and ref_rejected) -> (state, metrics).
-  """
-  logps = objectives.sequence_logps(apply)
-
-  def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
-    key = jax.random.key(0)  # Not used: nothing is dropped.
-    found = {f"ref_{side}": logps(state.reference, batch[side], key) for side in pairs.SIDES}
-    new, metrics = step(state, {**batch, **found})
-    due = new.step % every == 0
-    moved = jax.tree.map(
-      lambda old, own: jnp.where(due, alpha * own + (1 - alpha) * old, old),
-      state.reference,
-      new.params,
-    )
-    return new.replace(reference=moved), metrics
-
-  return run
 
 
 def _evaluate(cfg: config.Dpo, objective: LossFn, place: parallel.Placement, rows: list):
@@ -126,44 +93,3 @@ def _evaluate(cfg: config.Dpo, objective: LossFn, place: parallel.Placement, row
     return metrics
 
   return evaluate
-
-
-def annotate(
-  reference: runs.Run, rows: Sequence[dict[str, Tokens]], length: int, cache: pathlib.Path
-) -> list[dict[str, float]]:
-  """Sequence log-probs of every answer under the reference: {"ref_chosen", "ref_rejected"}.
-
-  Worked out once; the file at `cache` is used again only for the same answers and parameters.
-  """
-  key = _fingerprint(reference, rows, length)
-  if cache.exists():
-    with np.load(cache) as saved:
-      if str(saved["key"]) == key:
-        return _as_rows(saved["chosen"], saved["rejected"])
-  logps = answers.logps_fn(reference.model)
-  sums = {}
-  for side in ("chosen", "rejected"):
-    batch = batches.lm_batch([row[side] for row in rows], length)
-    sums[side] = answers.in_rows(lambda part: logps(reference.params, part).sum(1), batch)
-  if processes.primary():  # The others have worked out the same.
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_suffix(".tmp.npz")
-    np.savez(temporary, key=key, **sums)
-    os.replace(temporary, cache)
-  return _as_rows(sums["chosen"], sums["rejected"])
-
-
-def _as_rows(chosen_N: np.ndarray, rejected_N: np.ndarray) -> list[dict[str, float]]:
-  return [
-    {"ref_chosen": float(c), "ref_rejected": float(r)}
-    for c, r in zip(chosen_N, rejected_N, strict=True)
-  ]
-
-
-def _fingerprint(reference: runs.Run, rows: Sequence[dict[str, Tokens]], length: int) -> str:
-  digest = hashlib.sha256(str(length).encode())
-  for row in rows:
-    digest.update(repr((row["chosen"], row["rejected"])).encode())
-  for leaf in jax.tree.leaves(reference.params):
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()

@@ -55,6 +55,7 @@ def train(
   row_tokens: int = 0,
   adapter: config.Lora | None = None,
   wrap: Callable[[StepFn], StepFn] | None = None,
+  follows: bool = False,
 ) -> TrainState:
   """Trains on `feed`; returns the final state (its params are y of a schedule-free run).
 
@@ -69,7 +70,8 @@ def train(
     evaluate: parameters as placed -> metrics, every `cfg.eval_every` steps.
     row_tokens: places in a row of a batch, for the throughput; 0: `cfg.length`.
     adapter: trained alone, on frozen parameters, if it has a rank.
-    wrap: the step -> a step whose state has a reference, at first a copy of the parameters.
+    wrap: the step -> a step that adds to the batch, or changes more of the state.
+    follows: whether the state has a reference, at first a copy of the trained parameters.
 
   Raises:
     UserError: if a loss does not fit the objective or the batch.
@@ -79,7 +81,7 @@ def train(
   step = place.compile(wrap(plain) if wrap else plain)
   step, feed = attention.watched(step, feed, pathlib.Path(workdir).name)
   state = _begun(cfg, tx, place, make_params, loaded, adapter)
-  if wrap:
+  if follows:
     state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
   judged = evaluated(cfg.optimizer, place)
   with fitting(cfg):

@@ -9,7 +9,7 @@ import pytest
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.losses import preference
-from llm_jax.stages import dpo, evaluate, ppo, pretrain, reward, runs, sft
+from llm_jax.stages import dpo, evaluate, ppo, pretrain, reference, reward, runs, sft
 from llm_jax.train import checkpoint
 from llm_jax.train.metrics import read
 from tests.stages.conftest import SAMPLING, asked, ppo_config, tiny
@@ -70,12 +70,12 @@ def test_dpo_widens_the_margin_whatever_way_the_loss_is_named(prepared, root, tm
 def test_reference_log_probs_are_kept_but_not_for_another_model(root, prepared, tmp_path):
   start = runs.load(str(root / "sft"), "init")
   rows = [{"chosen": ([2, 9, 8], [0, 1, 1]), "rejected": ([2, 9, 7], [0, 1, 1])}] * 3
-  first = dpo.annotate(start, rows, 16, tmp_path / "r.npz")
+  first = reference.annotate(start, rows, 16, tmp_path / "r.npz")
   before = (tmp_path / "r.npz").stat().st_mtime_ns
-  assert dpo.annotate(start, rows, 16, tmp_path / "r.npz") == first
+  assert reference.annotate(start, rows, 16, tmp_path / "r.npz") == first
   assert (tmp_path / "r.npz").stat().st_mtime_ns == before
   other = start._replace(params=jax.tree.map(lambda x: 2 * x, start.params))
-  assert dpo.annotate(other, rows, 16, tmp_path / "r.npz") != first
+  assert reference.annotate(other, rows, 16, tmp_path / "r.npz") != first
 
 
 def test_an_interrupted_ppo_goes_on_to_the_same_end(prepared, root, tmp_path, monkeypatch):

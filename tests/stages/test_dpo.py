@@ -12,7 +12,7 @@ import pytest
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.models import interop
-from llm_jax.stages import dpo, runs
+from llm_jax.stages import dpo, reference, runs
 from llm_jax.train import checkpoint
 from llm_jax.train.metrics import read
 from llm_jax.types import Mean, Outputs, TrainState
@@ -66,7 +66,7 @@ def test_a_following_reference_by_hand():
   lm = {"targets": jnp.ones((2, 1), jnp.int32), "mask": jnp.ones((2, 1))}
   params = {"w": jnp.float32(0)}
   state = TrainState(jnp.int32(0), params, (), jax.random.key(0), {}, {"w": jnp.float32(0)})
-  run = dpo.following(apply, 2, 0.25, step)
+  run = reference.following(apply, 2, 0.25, step)
   kept = []
   for _ in range(5):
     state, _ = run(state, {"chosen": lm, "rejected": lm})

@@ -53,6 +53,11 @@ def passes(part: config.Stage) -> Passes:
     # Trained: policy and critic. Once an epoch's rows: sampling, then the log-probs of policy and
     # reference, the critic's values and the reward model's score.
     return Passes(forwards=6 + 5 / max(part.epochs, 1), trained=2, frozen=2)
+  if isinstance(part, config.Grpo):
+    # Once an epoch's rows: sampling, the log-probs of policy and reference, and a reward model's
+    # score, if there is one.
+    judges = part.score.count("reward_model")
+    return Passes(forwards=3 + (3 + judges) / max(part.epochs, 1), frozen=1 + judges)
   if isinstance(part, config.Dpo):
     return Passes(sequences=2, forwards=4, frozen=1)
   return Passes(sequences=2) if isinstance(part, config.Reward) else Passes()

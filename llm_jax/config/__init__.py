@@ -5,6 +5,7 @@ Only the standard library is imported, so that `--help` answers at once. A path 
 
 from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
 from llm_jax.config.model import Lora, Model
+from llm_jax.config.online import Grpo
 from llm_jax.config.pipeline import Evaluate, Pipeline, Preferences
 from llm_jax.config.training import (
   Corruption,
@@ -26,6 +27,7 @@ __all__ = [
   "Corruption",
   "Dpo",
   "Evaluate",
+  "Grpo",
   "HOW",
   "Lora",
   "Mesh",

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llm_jax.losses.inputs import check_shapes
+from llm_jax.losses.inputs import check_shapes, takes
 from llm_jax.losses.token import kl
 
 
@@ -128,6 +128,26 @@ def rloo_advantage(rewards_NG: jax.Array) -> jax.Array:
   size = rewards_NG.shape[1]
   centred_NG = rewards_NG - jnp.mean(rewards_NG, axis=1, keepdims=True)
   return centred_NG * (size / max(size - 1, 1))
+
+
+@takes("rewards", "mask")
+def batch_advantage(rewards: jax.Array, mask: jax.Array, gamma: float = 1.0) -> jax.Array:
+  """REINFORCE++: each token's return to go, whitened over all tokens of the batch.
+
+    G_t = sum over s >= t of gamma^(s - t) r_s;  A = (G - mean) / std
+
+  Hu 2025, arXiv:2501.03262, section 3: the batch is the baseline, so one answer a prompt will do.
+
+  Args:
+    rewards: [B, T] float, per token, the KL's part included.
+    mask: [B, T], 1 on the tokens that the policy chose.
+    gamma: discount per token.
+
+  Returns:
+    [B, T] float32, 0 where masked.
+  """
+  _, returns_BT = gae(rewards, jnp.zeros_like(rewards), mask, gamma=gamma, lam=1.0)
+  return whiten(returns_BT, mask)
 
 
 def shape_rewards(

@@ -1,0 +1,197 @@
+"""What answers are worth: scores by name, of models and of rules, and their weighted sums.
+
+    --config.score="reward_model(run='runs/reward') + 0.5*ended"
+    --config.score='my_pkg.scores:politeness(words=3)'
+
+A score is a function `(answered, ...) -> [B]`, one number an answer, higher is better; of one's own
+it may do what it likes, for it runs on the host, once an iteration.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llm_jax import spec
+from llm_jax.data import formats
+from llm_jax.data import gold as documentation
+from llm_jax.data.formats import Messages
+from llm_jax.data.preferences import Answer
+from llm_jax.losses.inputs import name_of
+from llm_jax.models import heads
+from llm_jax.stages import runs, scores, training
+from llm_jax.train import parallel
+from llm_jax.types import Batch
+
+__all__ = ["constant", "ended", "exact", "gold", "number", "overlong", "reward_model"]
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Answered(NamedTuple):
+  """B answers, and all that there is to judge them by.
+
+  Attributes:
+    prompts: the messages before each answer.
+    answers: the texts, and whether the model ended them.
+    truths: the answer that the data has to each prompt.
+    batch: the LM batch of the rollout, numpy.
+    models: of each run that a score names, LM batch -> [B] scores.
+  """
+
+  prompts: Sequence[Messages]
+  answers: Sequence[Answer]
+  truths: Sequence[str]
+  batch: Batch
+  models: Mapping[str, Callable[[Batch], np.ndarray]]
+
+
+def reward_model(answered: Answered, *, run: str) -> np.ndarray:
+  """A reward model's score, in standard deviations from the mean of the reference's answers.
+
+  Args:
+    answered: the answers.
+    run: directory of the reward model.
+  """
+  return answered.models[run](answered.batch)
+
+
+def exact(answered: Answered) -> np.ndarray:
+  """1 if an answer ends and is the true one, but for case, punctuation and spaces; else 0."""
+  return np.array(
+    [a.ended and _plain(a.text) == _plain(truth) for a, truth in _pairs(answered)], np.float32
+  )
+
+
+def number(answered: Answered) -> np.ndarray:
+  """1 if the last number of an answer is that of the true one (GSM8K: after "####"); else 0."""
+  return np.array(
+    [_last_number(a.text) == _last_number(truth) != "" for a, truth in _pairs(answered)],
+    np.float32,
+  )
+
+
+def ended(answered: Answered) -> np.ndarray:
+  """1 if the model ended the answer by itself, else 0."""
+  return np.array([a.ended for a in answered.answers], np.float32)
+
+
+def overlong(answered: Answered, *, most: int, soft: int) -> np.ndarray:
+  """0 up to `most - soft` tokens, falling to -1 at `most` and beyond.
+
+  Yu et al. 2025, DAPO, arXiv:2503.14476, eq. 13.
+
+  Args:
+    answered: the answers.
+    most: tokens, the end token included.
+    soft: tokens over which it falls.
+  """
+  tokens_B = np.asarray(answered.batch["mask"]).sum(1)
+  return np.clip((most - soft - tokens_B) / max(soft, 1), -1.0, 0.0).astype(np.float32)
+
+
+def gold(answered: Answered) -> np.ndarray:
+  """The gold score of an answer whose true answer is known (data/gold.py), in [0, 1]."""
+  pairs = _pairs(answered)
+  found = [documentation.score(a.text, truth, a.ended).total for a, truth in pairs]
+  return np.array(found, np.float32)
+
+
+def constant(answered: Answered, *, value: float = 0.0) -> np.ndarray:
+  """The same for every answer: a control, under which nothing but the KL can move a policy."""
+  return np.full(len(answered.answers), value, np.float32)
+
+
+@dataclasses.dataclass
+class Scores:
+  """A score, or a weighted sum of scores, ready to be asked.
+
+  Attributes:
+    terms: (weight, score), in order.
+    models: of each run, LM batch -> [B] raw scores.
+    normals: of each run, the units of its scores; set by `fit`.
+  """
+
+  terms: tuple[tuple[float, Callable[[Answered], np.ndarray]], ...]
+  models: dict[str, Callable[[Batch], np.ndarray]]
+  normals: dict[str, scores.Normal] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def load(cls, text: str | Callable, place: parallel.Placement, vocab_size: int) -> "Scores":
+    """Reads the reward models that a score names.
+
+    Args:
+      text: the score's spec, or a function.
+      place: whose devices the models are put on.
+      vocab_size: of the tokenizer.
+
+    Raises:
+      UserError: if a score is unknown, or a reward model is missing or does not fit.
+    """
+    found = spec.terms_of(spec.resolve(text, __name__, "score", ("answered",)))
+    named = {fn.keywords["run"] for _, fn in found if getattr(fn, "func", fn) is reward_model}
+    return cls(found, {run: _model(run, place, vocab_size) for run in sorted(named)})
+
+  def fit(self, batch: Batch) -> None:
+    """Fixes the units of reward models on answers of the reference."""
+    for run, model in self.models.items():
+      raw_B = model(batch)
+      self.normals[run] = scores.Normal(float(raw_B.mean()), float(max(raw_B.std(), 1e-6)))
+
+  def __call__(
+    self,
+    prompts: Sequence[Messages],
+    answers: Sequence[Answer],
+    truths: Sequence[str],
+    batch: Batch,
+  ) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns [B] float32 scores, and the mean of each term under its name.
+
+    Raises:
+      ValueError: if a score does not give one finite number an answer.
+    """
+    answered = Answered(
+      prompts, answers, truths, batch, {run: self._units(run) for run in self.models}
+    )
+    total_B = np.zeros(len(answers), np.float32)
+    means = {}
+    for weight, fn in self.terms:
+      value_B = np.asarray(fn(answered), np.float32)
+      if value_B.shape != total_B.shape or not np.isfinite(value_B).all():
+        raise ValueError(
+          f"{name_of(fn)} must give {total_B.shape} finite numbers, got {value_B.shape}: {value_B}"
+        )
+      total_B += weight * value_B
+      means[f"scores/{name_of(fn)}"] = float(value_B.mean())
+    return total_B, means
+
+  def _units(self, run: str) -> Callable[[Batch], np.ndarray]:
+    normal, model = self.normals[run], self.models[run]
+    return lambda batch: (model(batch) - normal.mean) / normal.std
+
+
+def _model(run: str, place: parallel.Placement, vocab_size: int) -> Callable[[Batch], np.ndarray]:
+  judge = runs.load(run, "score", reward=True, vocab_size=vocab_size)
+  scorer = heads.Scorer.from_config(judge.shape)
+  params = training.placed(place, scorer, judge.params)
+  score = place.under(scores.reward_model(scorer))
+  return lambda batch: np.asarray(score(params, place.rows(dict(batch))), np.float32)
+
+
+def _pairs(answered: Answered) -> list[tuple[Answer, str]]:
+  return list(zip(answered.answers, answered.truths, strict=True))
+
+
+def _plain(text: str) -> str:
+  return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _last_number(text: str) -> str:
+  found = formats.final_number(text)
+  if not found:
+    numbers = _NUMBER.findall(text)
+    found = numbers[-1] if numbers else ""
+  found = found.replace(",", "")
+  return found.rstrip("0").rstrip(".") if "." in found else found

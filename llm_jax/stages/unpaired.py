@@ -21,7 +21,7 @@ from llm_jax.data.posttraining import Tokens
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives
-from llm_jax.stages import own, reference, runs, training
+from llm_jax.stages import own, pairs, reference, runs, training
 from llm_jax.train import loop, parallel, processes
 from llm_jax.train.step import StepFn
 from llm_jax.types import Apply, Batch, LossFn, Mean, Params, TrainState, masked_mean
@@ -204,6 +204,8 @@ def _evaluate(
     baseline = float(first(params, stream(None))["loss"].value)
     found = second(params, stream(baseline))
     metrics = {name: float(mean.value) for name, mean in found.items()}
+    if min(float(found[f"rewards/{side}"].weight) for side in pairs.SIDES) == 0:
+      return metrics  # All that is held out is of one kind.
     return metrics | {"rewards/margins": metrics["rewards/chosen"] - metrics["rewards/rejected"]}
 
   return evaluate

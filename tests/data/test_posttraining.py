@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from llm_jax.data import chat, posttraining
+from llm_jax.data import chat, posttraining, seq2seq
 from llm_jax.data import tokenizer as tokenizer_lib
 from llm_jax.data.formats import Conversation
 from llm_jax.data.posttraining import Encoded, File
@@ -183,3 +183,15 @@ def test_a_conversation_keeps_its_choice_when_it_is_cut(tokenizer):
   (tokens, mask), cut = posttraining.conversation(tokenizer, item, 40)
   assert cut and len(tokens) <= 41
   assert sum(mask) == len(tokenizer.encode(TALK[4]["content"])) + 1
+
+
+def test_an_encoder_reads_what_is_before_the_last_answer(tokenizer):
+  item = Conversation(TALK)
+  (given, answer), cut = seq2seq.last_answer(tokenizer, item, 200, 100)
+  assert tokenizer.decode(given[:-1]) == "\n".join(m["content"] for m in TALK[:-1])
+  assert tokenizer.decode(answer[:-1]) == TALK[-1]["content"] and not cut
+  assert (given[-1], answer[-1]) == (tokenizer.eos_id, tokenizer.eos_id)
+  (given, answer), cut = seq2seq.last_answer(tokenizer, item, 10, 5)
+  assert cut and (len(given), len(answer)) == (10, 5)
+  unlearned = Conversation(TALK, learn=(2,))
+  assert seq2seq.last_answer(tokenizer, unlearned, 200, 100) == posttraining.NOTHING

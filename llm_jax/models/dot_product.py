@@ -98,8 +98,8 @@ def _by_backend(request: backends.Request, given: "_Given", block: int) -> jax.A
   if backend == "xla" or request.length <= block:
     mixed_BHTK = attend(given, 0, request.length, 0, request.keys)
   else:
-    mixed_BHTK = _by_blocks(attend, given, request.causal, block)
-  return checkpoint_name(mixed_BHTK, "attention").swapaxes(1, 2)
+    mixed_BHTK = checkpoint_name(_by_blocks(attend, given, request.causal, block), "attention")
+  return mixed_BHTK.swapaxes(1, 2)
 
 
 class _Given(NamedTuple):
@@ -199,6 +199,7 @@ def _mixed(scores: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
   total = jnp.sum(powers, axis=-1, keepdims=True)
   powers = powers.astype(v.dtype)
   mixed = (jnp.einsum("...QS,...SK->...QK", powers, v, **_FLOAT32) / total).astype(v.dtype)
+  mixed = checkpoint_name(mixed, "attention")  # Here, for the backward pass reads it, too.
   return mixed, (powers, total, v, mixed)
 
 

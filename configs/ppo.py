@@ -11,7 +11,7 @@ from llm_jax import config
 def get_config() -> config.Ppo:
   """Returns the default of `experiments.ppo`."""
   cfg = config.Ppo()
-  cfg.steps = 48
+  cfg.steps = 64
   cfg.batch = 64
   cfg.rollouts = 128
   cfg.kl_init = 0.11

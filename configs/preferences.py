@@ -10,7 +10,7 @@ from llm_jax import config
 def get_config() -> config.Preferences:
   """Returns the default of `experiments.preferences`."""
   cfg = config.Preferences()
-  cfg.questions = 1600
+  cfg.questions = 2000
   cfg.validation_questions = 400
   cfg.samples = 8
   cfg.easy = 0.35

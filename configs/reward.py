@@ -10,10 +10,10 @@ from llm_jax import config
 def get_config() -> config.Reward:
   """Returns the default of `experiments.reward`."""
   cfg = config.Reward()
-  cfg.steps = 110
+  cfg.steps = 140
   cfg.batch = 32
   cfg.length = 72
-  cfg.eval_every = 110
+  cfg.eval_every = 140
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 1e-3
   cfg.optimizer.adam_lr = 5e-4

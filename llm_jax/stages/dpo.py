@@ -1,7 +1,6 @@
 """Direct preference optimisation and its relatives, with cached reference log-probs."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 
 from llm_jax import config, spec
@@ -43,12 +42,9 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
   training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
-  for split, rows in encoded.items():
-    if cfg.sync_every and split == "train":
-      continue
-    path = pathlib.Path(workdir) / f"reference-{split}.npz"
-    found = reference.annotate(frozen, rows, cfg.length, path)
-    encoded[split] = [row | ref for row, ref in zip(rows, found, strict=True)]
+  # A reference that follows is read in the step: of the training rows nothing can be kept.
+  kept = {name: rows for name, rows in encoded.items() if name != "train" or not cfg.sync_every}
+  encoded |= reference.annotate_splits(frozen, kept, cfg.length, workdir)
   place = parallel.make(cfg.mesh)
   return training.train(
     cfg,

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,22 @@ def annotate(
     np.savez(temporary, key=key, **sums)
     os.replace(temporary, cache)
   return _as_rows(sums)
+
+
+def annotate_splits(
+  reference: runs.Run,
+  splits: Mapping[str, Sequence[dict[str, Any]]],
+  length: int,
+  workdir: str,
+  sides: Sequence[str] = pairs.SIDES,
+) -> dict[str, list[dict[str, Any]]]:
+  """Returns the rows of each split with what `annotate` gives, kept in a file of `workdir` each."""
+  out = {}
+  for split, rows in splits.items():
+    path = pathlib.Path(workdir) / f"reference-{split}.npz"
+    found = annotate(reference, rows, length, path, sides)
+    out[split] = [row | ref for row, ref in zip(rows, found, strict=True)]
+  return out
 
 
 def _as_rows(sums: dict[str, np.ndarray]) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from llm_jax.data import formats
 from llm_jax.data import gold as documentation
 from llm_jax.data.formats import Messages
 from llm_jax.data.preferences import Answer
+from llm_jax.errors import UserError
 from llm_jax.losses.inputs import name_of
 from llm_jax.models import heads
 from llm_jax.stages import runs, scores, training
@@ -150,7 +151,7 @@ class Scores:
     """Returns [B] float32 scores, and the mean of each term under its name.
 
     Raises:
-      ValueError: if a score does not give one finite number an answer.
+      UserError: if a score does not give one finite number an answer.
     """
     answered = Answered(
       prompts, answers, truths, batch, {run: self._units(run) for run in self.models}
@@ -160,8 +161,9 @@ class Scores:
     for weight, fn in self.terms:
       value_B = np.asarray(fn(answered), np.float32)
       if value_B.shape != total_B.shape or not np.isfinite(value_B).all():
-        raise ValueError(
-          f"{name_of(fn)} must give {total_B.shape} finite numbers, got {value_B.shape}: {value_B}"
+        raise UserError(
+          f"config.score: {name_of(fn)} must give {len(answers)} finite numbers, one an answer; it "
+          f"gave {value_B.shape}, {int((~np.isfinite(value_B)).sum())} of them not finite"
         )
       total_B += weight * value_B
       means[f"scores/{name_of(fn)}"] = float(value_B.mean())

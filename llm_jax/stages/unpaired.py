@@ -7,7 +7,6 @@ are worked out on the whole batch at the start of each step, without gradient.
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,10 +54,7 @@ def run(
   training.check_fit(cfg, objective, start.params, blank | {"baseline": np.zeros(1, np.float32)})
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
-  for split, rows in encoded.items():
-    path = pathlib.Path(workdir) / f"reference-{split}.npz"
-    found = reference.annotate(frozen, rows, cfg.length, path, _SIDES)
-    encoded[split] = [row | ref for row, ref in zip(rows, found, strict=True)]
+  encoded = reference.annotate_splits(frozen, encoded, cfg.length, workdir, _SIDES)
   drift = functools.partial(mismatch, apply, average=cfg.average)
   held_out = encoded.get("validation")
   return training.train(

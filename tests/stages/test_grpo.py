@@ -118,7 +118,7 @@ def test_an_unknown_score_is_refused(bad):
 def test_a_score_must_be_a_finite_number_an_answer():
   scores = rewards.Scores.load(lambda answered: np.array([np.nan]), PLACE, 0)
   given = answered("a")
-  with pytest.raises(ValueError, match="finite"):
+  with pytest.raises(UserError, match="config.score: .* 1 finite numbers.* 1 of them not finite"):
     scores(given.prompts, given.answers, given.truths, given.batch)
 
 

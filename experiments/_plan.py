@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm_jax import config
-from llm_jax.scaling import budget, flops
+from llm_jax.scaling import budget, flops, roles
 
 
 class Passes(NamedTuple):
@@ -50,9 +50,8 @@ def describe(stage: str, cfg: Any) -> str:
 def passes(part: config.Stage) -> Passes:
   """How the stage of this config uses its decoder."""
   if isinstance(part, config.Ppo):
-    # Trained: policy and critic. Once an epoch's rows: sampling, then the log-probs of policy and
-    # reference, the critic's values and the reward model's score.
-    return Passes(forwards=6 + 5 / max(part.epochs, 1), trained=2, frozen=2)
+    trained = 0 if part.lora.rank else 1 if part.critic == "shared" else 2
+    return Passes(forwards=roles.forwards(part), trained=trained, frozen=1 + roles.judges(part))
   if isinstance(part, config.Grpo):
     # Once an epoch's rows: sampling, the log-probs of policy and reference, and a reward model's
     # score, if there is one.
@@ -113,21 +112,22 @@ def _mixture(part: config.Stage) -> str:
 
 def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:
   use = passes(part)
-  length, inputs = _lengths(part, shape)
+  length, inputs = lengths(part, shape)
   rows = part.steps * part.batch * use.sequences
   tokens, forward = rows * (length + inputs), length * flops.forward_flops_per_token(shape, length)
   if inputs:
     forward = flops.seq2seq_forward_flops(shape, inputs, length)
   count = flops.parameters(shape)
   own_rows = part.batch * use.sequences // part.accum
-  roles = budget.Roles(use.trained, use.frozen)
   memory = budget.memory(
     shape, config.Mesh(data=1), 1, rows=own_rows, length=length + inputs,
-    optimizer=part.optimizer.name, roles=roles,
+    optimizer=part.optimizer.name, roles=budget.Roles(use.trained, use.frozen),
   )  # fmt: skip
   state = memory.parameters + memory.gradients + memory.moments + memory.frozen
   adapter = getattr(part, "lora", config.Lora())
-  if adapter.rank:  # The reference is the model without it.
+  if isinstance(part, config.Ppo):
+    state = sum(roles.at_rest(part, shape).values()) + memory.gradients
+  elif adapter.rank:  # The reference is the model without it.
     state = 4 * count + 16 * flops.adapter_parameters(shape, adapter)
   return (
     name,
@@ -138,8 +138,10 @@ def _row(name: str, part: config.Stage, shape: config.Model) -> tuple[str, ...]:
   )
 
 
-def _lengths(part: config.Stage, shape: config.Model) -> tuple[int, int]:
+def lengths(part: config.Stage, shape: config.Model) -> tuple[int, int]:
   """Tokens of a row that are predicted, and those that an encoder reads."""
+  if isinstance(part, config.Online):
+    return part.prompt_length + part.sampling.max_new - 1, 0
   if not shape.encoder_layers:
     return part.length, 0
   if isinstance(part, config.Pretrain):

@@ -2,22 +2,25 @@
 
 python -m tools.bench_ppo
 python -m tools.bench_ppo --rollouts=64 --batch=16 --epochs=4 --prompt=64 --new=128 --json=ppo.json
+python -m tools.bench_ppo --lora=8 --critic=shared --old_logps=sampler
 python -m tools.bench_ppo --peer='other/bin/python their_ppo.py' --rounds=3
 
 An iteration is what a run does: answers are drawn, their log-probabilities under the policy and the
 reference and the critic's values are worked out, the reward model scores them, rewards become
 advantages, and policy and critic are updated on minibatches. All four roles have random weights and
 the same size, and no answer ends early, so that both sides do all of the work; compilation is not
-counted. The peer is any command that prints "<number> tokens/s", new tokens of an iteration over
-its seconds; it is run in turn with ours.
+counted. With --lora policy and critic are adapters, and the reference is the policy without it.
+The peer is any command that prints "<number> samples/s", answers of an iteration over its seconds;
+it is run in turn with ours.
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -27,16 +30,18 @@ import numpy as np
 from llm_jax import config, spec
 from llm_jax.errors import UserError
 from llm_jax.generate import rollout_to_batch, sample
-from llm_jax.losses import objectives
-from llm_jax.models import heads
+from llm_jax.losses import objectives, token
+from llm_jax.models import heads, lora
 from llm_jax.models.transformer import Transformer
-from llm_jax.scaling import flops
-from llm_jax.stages import answers, labels, ppo, scores, training
+from llm_jax.scaling import flops, roles
+from llm_jax.stages import labels, ppo, scores, training
+from llm_jax.stages.roles import Roles
 from llm_jax.train import allocator, compiling, optim, parallel
 from llm_jax.train.step import make_train_step, state_maker
-from llm_jax.types import Batch, Params
+from llm_jax.types import Batch, Params, TrainState
 from tools import _figures, _mesh, bench_train
 
+_ROLLOUT = ("old_logps", "ref_logps", "old_values", "advantages", "returns")
 _NEVER = -1  # An end token that is never drawn.
 PARTS = ("sample", "annotate", "score", "label", "update")
 
@@ -52,13 +57,16 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--epochs", type=int, default=1, help="passes over an iteration's answers")
   parser.add_argument("--prompt", type=int, default=64, help="tokens a prompt")
   parser.add_argument("--new", type=int, default=64, help="tokens an answer")
+  parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all is trained")
+  parser.add_argument("--critic", default="reward", help="see config.Ppo: reward, policy or shared")
+  parser.add_argument("--old_logps", default="learner", help="see config.Ppo: learner or sampler")
   _mesh.add_options(parser)
   parser.add_argument("--dtype", default="float32", help="compute dtype")
   parser.add_argument(
     "--repeats", type=int, default=3, help="timed iterations a round; best counts"
   )
   parser.add_argument("--rounds", type=int, default=1, help="turns of both sides")
-  parser.add_argument("--peer", default="", help="command that prints tokens/s")
+  parser.add_argument("--peer", default="", help="command that prints samples/s")
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
   options = parser.parse_args(argv)
   compiling.cache()
@@ -79,14 +87,14 @@ def race(options: argparse.Namespace) -> dict:
   shape = bench_train.SIZES[options.size][0]
   shape.dtype = options.dtype
   iteration = prepared(shape, options)
-  tokens = options.rollouts * options.new
+  live, update, tuned = iteration.live(), iteration.temporaries(), tuning(shape, options)
   own: list[dict[str, float]] = []
   theirs: list[float] = []
   for _ in range(options.rounds):
     timed = [iteration() for _ in range(options.repeats)]
     own.append(min(timed, key=lambda seconds: sum(seconds.values())))
     if options.peer:
-      theirs.append(bench_train.peer(options.peer))
+      theirs.append(bench_train.peer(options.peer, "samples/s"))
   return {
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "jax": jax.__version__,
@@ -95,26 +103,40 @@ def race(options: argparse.Namespace) -> dict:
     "rollouts": options.rollouts,
     "batch": options.batch,
     "epochs": options.epochs,
+    "lora": options.lora,
+    "critic": options.critic,
+    "old_logps": options.old_logps,
     "prompt": options.prompt,
     "new": options.new,
     "dtype": options.dtype,
     "mesh": options.mesh,
     "seconds": {part: statistics.median(x[part] for x in own) for part in PARTS},
-    "tokens_per_second": [tokens / sum(seconds.values()) for seconds in own],
-    "peer_tokens_per_second": theirs,
+    "answers_per_second": [options.rollouts / sum(seconds.values()) for seconds in own],
+    "peer_answers_per_second": theirs,
+    "bytes": {
+      "planned": roles.at_rest(iteration.cfg, shape),
+      "live": live,
+      "update": update,
+      "tuning": tuned,
+    },
   }
 
 
-def prepared(shape: config.Model, options: argparse.Namespace) -> Callable[[], dict[str, float]]:
-  """Returns a function that makes one iteration and gives the seconds of each part; compiled."""
-  cfg = config.Ppo(batch=options.batch, rollouts=options.rollouts, epochs=options.epochs)
+def prepared(shape: config.Model, options: argparse.Namespace) -> "_Iteration":
+  """Returns what makes one iteration and gives the seconds of each part; compiled."""
+  cfg = config.Ppo(
+    batch=options.batch, rollouts=options.rollouts, epochs=options.epochs,
+    lora=config.Lora(options.lora), critic=options.critic, old_logps=options.old_logps,
+  )  # fmt: skip
+  cfg.sampling.temperature = 1.0
+  cfg.validate()
   iteration = _Iteration(cfg, shape, options.prompt, options.new, _mesh.make(options))
   iteration()
   return iteration
 
 
 class _Iteration:
-  """Four roles of random weights, and what a run does with them between two rollouts."""
+  """Roles of random weights, and what a run does with them between two rollouts."""
 
   def __init__(
     self,
@@ -124,16 +146,20 @@ class _Iteration:
     new: int,
     place: parallel.Placement,
   ):
-    self.cfg, self.new = cfg, new
-    self.model, self.critic = Transformer.from_config(shape), heads.Critic.from_config(shape)
-    self.place = place
-    self.step, self.state = _learner(cfg, self.model, self.critic, place)
+    self.cfg, self.new, self.place = cfg, new, place
+    self.roles = Roles.of(cfg, shape, shape)
+    self.step, self.state = _learner(cfg, self.roles, place)
     scorer = heads.Scorer.from_config(shape)
     self.judge = training.placed(place, scorer, _fresh(scorer, 1))
-    self.reference = training.placed(place, self.model, _fresh(self.model, 0))
+    if self.roles.judge(self.state.whole) is not None:
+      self.judge = {"head": self.judge["head"]}
     self.score, self.label = place.under(scores.reward_model(scorer)), labels.actor_critic(cfg)
-    self.logps = place.under(answers.logps_fn(self.model))
-    self.values = place.under(jax.jit(self._values))
+    model, self.reference = self.roles.model, None
+    if not cfg.lora.rank:
+      self.reference = training.placed(place, model, _fresh(model, 0))
+    sampled = cfg.old_logps == "sampler"
+    annotate = functools.partial(self.roles.annotate, temperature=1.0, sampled=sampled)
+    self.annotate = place.under(jax.jit(annotate))
     random = np.random.default_rng(0)
     self.prompts = random.integers(1, shape.vocab_size, (cfg.rollouts, prompt), np.int32)
     self.keys = jax.random.split(jax.random.key(2), cfg.rollouts)
@@ -142,11 +168,12 @@ class _Iteration:
     """Returns the seconds of each part."""
     times = [time.perf_counter()]
     lap = lambda: times.append(time.perf_counter())  # noqa: E731
-    batch = self._draw()
+    params = self.place.unreplicate(self.state.whole)
+    batch = self._draw(params["policy"])
     lap()
-    batch = self._annotate(batch)
+    batch |= jax.device_get(self.annotate(params, self.reference, self.place.rows(batch)))
     lap()
-    scores_B = jax.device_get(self.score(self.judge, self.place.rows(batch)))
+    scores_B = jax.device_get(self.score(self.lent(params), self.place.rows(batch)))
     lap()
     ended_B = jnp.ones(self.cfg.rollouts)
     batch, _ = jax.device_get(self.label(batch, scores_B, ended_B, self.cfg.kl_init))
@@ -155,24 +182,37 @@ class _Iteration:
     lap()
     return dict(zip(PARTS, np.diff(times).tolist(), strict=True))
 
-  def _draw(self) -> Batch:
-    policy, mask = self.place.unreplicate(self.state.params)["policy"], np.ones_like(self.prompts)
+  def lent(self, params: Params) -> Params:
+    """The reward model, on the decoder that the critic's adapter is on if there is one."""
+    decoder = self.roles.judge(params)
+    return self.judge if decoder is None else {"decoder": decoder, "head": self.judge["head"]}
+
+  def live(self) -> dict[str, int]:
+    """Bytes that each role has between two updates, an array of two roles once."""
+    params = self.state.whole
+    parts = {
+      "reference": self.reference or lora.without(params["policy"]),
+      "reward": self.lent(params),
+      "policy": params["policy"], "critic": params["critic"], "moments": self.state.opt_state,
+    }  # fmt: skip
+    seen: set[int] = set()
+    sizes = {}
+    for name, tree in parts.items():
+      own = {id(x): x.nbytes for x in jax.tree.leaves(tree) if id(x) not in seen}
+      sizes[name], seen = sum(own.values()), seen | own.keys()
+    return sizes
+
+  def temporaries(self) -> int:
+    """Bytes that an update needs beside what lives."""
+    rows = self.cfg.batch, self.prompts.shape[1] + self.new - 1
+    return _temporaries(self.step, self.state, self.place, _blank(*rows, _ROLLOUT))
+
+  def _draw(self, policy: Params) -> Batch:
+    mask = np.ones_like(self.prompts)
     rows = self.place.rows((self.prompts, mask, self.keys))
     draw = self.place.under(sample)
-    rollout = draw(self.model, policy, *rows, max_new=self.new, end_id=_NEVER)
+    rollout = draw(self.roles.model, policy, *rows, max_new=self.new, end_id=_NEVER)
     return jax.device_get(rollout_to_batch(rollout))
-
-  def _annotate(self, batch: Batch) -> Batch:
-    params, rows = self.place.unreplicate(self.state.params), self.place.rows(batch)
-    return batch | jax.device_get({
-      "old_logps": self.logps(params["policy"], rows),
-      "ref_logps": self.logps(self.reference, rows),
-      "old_values": self.values(params["critic"], rows) * rows["mask"],
-    })  # fmt: skip
-
-  def _values(self, params: Params, batch: Batch) -> jax.Array:
-    given = (batch[name] for name in ("tokens", "positions", "segments"))
-    return self.critic.apply({"params": params}, *given)
 
   def _update(self, batch: Batch) -> None:
     for epoch in range(self.cfg.epochs):
@@ -187,32 +227,44 @@ def _fresh(module, seed: int) -> Params:
   return nn.unbox(jax.jit(training.initializer(module))(jax.random.key(seed)))
 
 
-def _learner(cfg: config.Ppo, model: Transformer, critic: heads.Critic, place):
+def _learner(cfg: config.Ppo, roles: Roles, place: parallel.Placement):
   """Returns (the compiled step of policy and critic, its first state)."""
-  objective = objectives.actor_critic(
-    ppo.policy_apply(model, critic),
-    spec.resolve(cfg.loss, "llm_jax.losses.policy"),
-    spec.resolve(cfg.value_loss, "llm_jax.losses.policy"),
-    value_coef=cfg.value_coef,
-    entropy_coef=cfg.entropy_coef,
-    temperature=1.0,
-  )
+  losses = (spec.resolve(x, "llm_jax.losses.policy") for x in (cfg.loss, cfg.value_loss))
+  loss_fn = ppo.objective(cfg, roles, *losses)
   tx = optim.make(config.Optimizer(lr=1e-5, schedule="constant", warmup=0), 1000)
+  adapters = (roles.trained, roles.attach) if cfg.lora.rank else ()
+  state = place.init(state_maker(roles.make_params, tx, *adapters), jax.random.key(0))
+  return place.compile(make_train_step(loss_fn, tx)), state
 
-  def make_params(key: jax.Array):
-    roles = {"policy": training.initializer(model), "critic": training.initializer(critic)}
-    return {name: make(key) for name, make in roles.items()}
 
-  state = place.init(state_maker(make_params, tx), jax.random.key(0))
-  return place.compile(make_train_step(objective, tx)), state
+def tuning(shape: config.Model, options: argparse.Namespace) -> int:
+  """Bytes that supervised tuning of all parameters takes on rows as many and as long."""
+  place, model = _mesh.make(options), Transformer.from_config(shape)
+  loss_fn = objectives.next_token(training.decoder_apply(model), token.cross_entropy)
+  tx = optim.make(config.Optimizer(), 1000)
+  state = place.init(state_maker(training.initializer(model), tx), jax.random.key(0))
+  step = place.compile(make_train_step(loss_fn, tx))
+  rows = _blank(options.batch, options.prompt + options.new - 1, ())
+  live = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+  return live + _temporaries(step, state, place, rows)
+
+
+def _blank(rows: int, length: int, more: Sequence[str]) -> Batch:
+  batch = {n: np.ones((rows, length), np.int32) for n in ("tokens", "targets", "segments")}
+  batch["positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+  return batch | {n: np.ones((rows, length), np.float32) for n in ("mask", *more)}
+
+
+def _temporaries(step: Callable, state: TrainState, place, batch: Batch) -> int:
+  return step.lower(state, place.batch(batch)).compile().memory_analysis().temp_size_in_bytes
 
 
 def table(figures: dict) -> str:
   """Returns the figures as Markdown."""
-  own, theirs = figures["tokens_per_second"], figures["peer_tokens_per_second"]
+  own, theirs = figures["answers_per_second"], figures["peer_answers_per_second"]
   whole = sum(figures["seconds"].values())
   lines = [
-    f"{_mesh.described(figures)}, jax {figures['jax']}; {figures['size']}, four roles of"
+    f"{_mesh.described(figures)}, jax {figures['jax']}; {figures['size']}, {_roles(figures)} of"
     f" {figures['parameters']:,} parameters, {figures['dtype']}; {figures['rollouts']} answers of"
     f" {figures['prompt']} + {figures['new']} tokens, {figures['epochs']} x"
     f" {figures['rollouts'] // figures['batch']} updates",
@@ -223,12 +275,33 @@ def table(figures: dict) -> str:
   for part, seconds in figures["seconds"].items():
     lines.append(f"| {part} | {seconds:.3f} | {100 * seconds / whole:.0f} % |")
   lines += [f"| all | {whole:.3f} | 100 % |", ""]
-  lines.append(f"new tokens/s: {', '.join(f'{rate:,.0f}' for rate in own)}")
+  lines.append(f"answers/s: {', '.join(f'{rate:.2f}' for rate in own)}")
   if theirs:
+    lines.append(f"peer, answers/s: {', '.join(f'{rate:.2f}' for rate in theirs)}")
     ratio = statistics.median(own) / statistics.median(theirs)
-    lines.append(f"peer, tokens/s: {', '.join(f'{rate:,.0f}' for rate in theirs)}")
     lines.append(f"ratio of the medians: {ratio:.2f}")
-  return "\n".join(lines)
+  return "\n".join([*lines, "", _memory(figures["bytes"])])
+
+
+def _memory(sizes: dict) -> str:
+  lines = ["| role | live, MiB | planned |", "|---|--:|--:|"]
+  live, planned = sizes["live"], sizes["planned"]
+  for name in (*planned, "all"):
+    pair = [sum(x.values()) if name == "all" else x[name] for x in (live, planned)]
+    lines.append(f"| {name} | {pair[0] / 2**20:,.1f} | {pair[1] / 2**20:,.1f} |")
+  whole = sum(live.values()) + sizes["update"]
+  lines += [
+    "",
+    f"with an update's temporaries {whole / 2**20:,.0f} MiB, {whole / sizes['tuning']:.2f}",
+  ]
+  return "\n".join(lines) + " times those of supervised tuning on such rows"
+
+
+def _roles(figures: dict) -> str:
+  if not figures["lora"]:
+    return "four roles" if figures["critic"] != "shared" else "three roles, a head for critic,"
+  critic = "a head" if figures["critic"] == "shared" else "another"
+  return f"an adapter of rank {figures['lora']} for policy, {critic} for critic, on decoders"
 
 
 if __name__ == "__main__":

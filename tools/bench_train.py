@@ -147,17 +147,17 @@ def age() -> float:
   return up - int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc_pid_stat(5), starttime.
 
 
-def peer(command: str) -> float:
-  """Runs the peer once; returns its tokens per second.
+def peer(command: str, unit: str = "tokens/s") -> float:
+  """Runs the peer once; returns the last number of this unit that it prints.
 
   Raises:
     UserError: if it fails or prints no such number.
   """
   done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
-  found = re.findall(r"([\d.,]+) tokens/s", done.stdout)
+  found = re.findall(rf"([\d.,]+) {unit}", done.stdout)
   if done.returncode or not found:
     last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
-    raise UserError(f"--peer ended with {done.returncode} and printed no tokens/s: {last[0][:200]}")
+    raise UserError(f"--peer ended with {done.returncode} and printed no {unit}: {last[0][:200]}")
   return float(found[-1].replace(",", ""))
 
 

@@ -21,7 +21,7 @@ from experiments import _plan
 from llm_jax import config, spec
 from llm_jax.errors import UserError
 from llm_jax.models import presets
-from llm_jax.scaling import budget, devices, flops
+from llm_jax.scaling import budget, devices, flops, roles
 from llm_jax.scaling.network import Network, Scaling
 from tools import _config, _figures, compile_step
 
@@ -108,17 +108,18 @@ def _stage(
     raise UserError(f"{stage}: an encoder-decoder is not planned; see --dry_run of its experiment")
   use = _plan.passes(part)
   mesh = config.Mesh() if part.mesh.kind == "pmap" else part.mesh
-  cached = part.rollouts * part.length if isinstance(part, config.Ppo | config.Grpo) else 0
+  length = _plan.lengths(part, shape)[0]
+  cached = part.rollouts * length if isinstance(part, config.Online) else 0
   try:
     memory = budget.memory(
       shape, mesh, options.devices,
-      rows=part.batch * use.sequences // part.accum, length=part.length,
+      rows=part.batch * use.sequences // part.accum, length=length,
       optimizer=part.optimizer.name, roles=budget.Roles(use.trained, use.frozen), cached=cached,
     )  # fmt: skip
   except ValueError as error:
     raise UserError(f"{stage}: config.mesh: {error}") from error
   rows = part.steps * part.batch * use.sequences
-  forward = part.length * flops.forward_flops_per_token(shape, part.length)
+  forward = length * flops.forward_flops_per_token(shape, length)
   work = rows * forward * use.forwards
   hours = budget.hours(work, 1, options.devices, peak, options.mfu)
   return {
@@ -126,11 +127,12 @@ def _stage(
     "parameters": flops.parameters(shape),
     "trained": use.trained,
     "frozen": use.frozen,
-    "tokens": rows * part.length,
+    "tokens": rows * length,
     "flops": work,
     "hours": hours,
     "dollars": hours * options.devices * options.price,
     "bytes": memory._asdict() | {"total": memory.total},
+    "roles": roles.at_rest(part, shape) if isinstance(part, config.Ppo) else {},
   }
 
 
@@ -165,7 +167,8 @@ def weak(
 
 def report(found: dict[str, Any]) -> str:
   """Returns the plan for a terminal."""
-  parts = [_memory_table(found), _cost_table(found)]
+  shared = [_roles_table(stage) for stage in found["stages"] if stage["roles"]]
+  parts = [_memory_table(found), *shared, _cost_table(found)]
   if "compiled" in found:
     parts.append(compile_step.report(found["compiled"]) + "\n" + _comparison(found))
   if "weak" in found:
@@ -183,6 +186,14 @@ def _memory_table(found: dict[str, Any]) -> str:
     fits = stage["bytes"]["total"] <= found["memory"] * budget.GIB
     rows.append([stage["stage"], *cells, "yes" if fits else "no"])
   return _plan.table([head, *rows])
+
+
+def _roles_table(stage: dict[str, Any]) -> str:
+  sizes = stage["roles"] | {"total": sum(stage["roles"].values())}
+  small = sizes["total"] < budget.GIB
+  name, unit = ("MiB", 2**20) if small else ("GiB", budget.GIB)
+  head = [f"{stage['stage']} by role, {name}, before any split", *sizes]
+  return _plan.table([head, ["between updates", *(f"{x / unit:,.1f}" for x in sizes.values())]])
 
 
 def _cost_table(found: dict[str, Any]) -> str:

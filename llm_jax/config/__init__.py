@@ -5,14 +5,13 @@ Only the standard library is imported, so that `--help` answers at once. A path 
 
 from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
 from llm_jax.config.model import Lora, Model
-from llm_jax.config.online import Grpo
+from llm_jax.config.online import Grpo, Online, Ppo
 from llm_jax.config.pipeline import Evaluate, Pipeline, Preferences
 from llm_jax.config.training import (
   Corruption,
   Dpo,
   Mesh,
   Optimizer,
-  Ppo,
   Pretrain,
   Reward,
   Sampling,
@@ -33,6 +32,7 @@ __all__ = [
   "Mesh",
   "Mixture",
   "Model",
+  "Online",
   "Optimizer",
   "Pack",
   "Pipeline",

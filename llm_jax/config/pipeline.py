@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import field
 
 from llm_jax.config.data import Prepare
-from llm_jax.config.training import Dpo, Ppo, Pretrain, Reward, Sampling, Sft
+from llm_jax.config.online import Ppo
+from llm_jax.config.training import Dpo, Pretrain, Reward, Sampling, Sft
 from llm_jax.errors import UserError
 
 

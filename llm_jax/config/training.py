@@ -268,57 +268,6 @@ class Dpo(Stage):
       )
 
 
-@dataclasses.dataclass
-class Ppo(Stage):
-  """PPO with a policy, a frozen reference, a reward model and a critic."""
-
-  loss: str = "ppo_clip(clip=0.2)"
-  value_loss: str = "value_clip(clip=0.2)"
-  init: str = "runs/quickstart/sft"
-  reward: str = "runs/quickstart/reward"
-  sampling: Sampling = field(default_factory=Sampling)
-  rollouts: int = 64  # Answers per iteration.
-  epochs: int = 1
-  gamma: float = 1.0
-  lam: float = 0.95
-  value_coef: float = 0.1
-  critic_head: str = "zero"  # Or "reward": the critic starts as the whole reward model.
-  entropy_coef: float = 0.0
-  kl_estimator: str = "k1"  # In the reward; k1 is the unbiased one.
-  kl_init: float = 0.05
-  kl_target: float = 0.0  # Nats per answer; 0: a fixed coefficient.
-  kl_horizon: float = 10_000.0  # Answers.
-  max_approxkl: float = 0.05  # Early stop of an iteration's remaining updates; 0: never.
-  missing_end_penalty: float = 1.0  # Subtracted from the score of an answer that does not end.
-
-  def validate(self) -> None:
-    """Checks what the other stages check, and that rollouts divide into minibatches.
-
-    Raises:
-      UserError: one line that names the fields and the remedy.
-    """
-    super().validate()
-    if self.rollouts % self.batch:
-      raise UserError(
-        f"config.rollouts={self.rollouts} must be a multiple of config.batch={self.batch}"
-      )
-    if self.sampling.temperature <= 0 or self.epochs < 1:
-      raise UserError(
-        "config.sampling.temperature must be above 0 and config.epochs at least 1, got "
-        f"{self.sampling.temperature} and {self.epochs}"
-      )
-    if self.critic_head not in ("zero", "reward"):
-      raise UserError(
-        f'config.critic_head="{self.critic_head}" is unknown'
-        f"{nearest(self.critic_head, ('zero', 'reward'))}"
-      )
-    if self.sampling.top_k or self.sampling.top_p < 1:
-      raise UserError(
-        "config.sampling.top_k and top_p must be 0 and 1: the policy learns from the whole "
-        "distribution, so answers must be drawn from it"
-      )
-
-
 def _check_fraction(validation: float) -> None:
   if not 0 <= validation < 1:
     raise UserError(

@@ -5,6 +5,7 @@ into `total`, so that every term keeps its own normaliser. Inside, K is always t
 gives scalars. Metrics are masked Means. Shape letters: B rows or pairs, T time.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,7 @@ from llm_jax.types import Apply, Batch, LossFn, Mean, masked_mean
 
 __all__ = [
   "actor_critic",
+  "beside",
   "logratio_labels",
   "logratio_pairs",
   "next_token",
@@ -61,9 +63,11 @@ def actor_critic(
   *,
   value_coef: float = 0.1,
   entropy_coef: float = 0.0,
+  kl_coef: float = 0.0,
+  kl_estimator: str = "k2",
   temperature: float = 1.0,
 ) -> LossFn:
-  """PPO: policy loss + value_coef * value loss - entropy_coef * entropy, per token.
+  """PPO: policy loss + value_coef * value loss - entropy_coef * entropy + kl_coef * KL, per token.
 
   Everything shares the token normaliser, so a Sum is added up per token and the result is a
   scalar Mean. For losses per sequence (`policy.gspo`) use `policy`.
@@ -74,6 +78,8 @@ def actor_critic(
     value_loss: (values, old_values, returns) -> [B, T], or a Sum of such.
     value_coef: weight of the value loss.
     entropy_coef: weight of the entropy bonus.
+    kl_coef: as in `policy`; 0 where the KL is in the rewards.
+    kl_estimator: as in `policy`.
     temperature: divides the logits; the one that the rollout was drawn with.
 
   Returns:
@@ -88,32 +94,57 @@ def actor_critic(
     if wanted.weight:
       raise ValueError(f"{name_of(fn)} averages over {wanted.weight}: use objectives.policy")
 
-  def value_of(*arrays):
-    return sum(weight * fn(*arrays) for weight, fn in terms_of(value_loss))
-
   def loss_fn(params, batch, rng):
-    out = apply(params, batch, rng)
-    mask_BT = batch["mask"]
+    out, mask_BT = apply(params, batch, rng), batch["mask"]
     stats = common.stats(out, batch, temperature)
     values_BT = common.need(out, "values").astype(jnp.float32)
     arrays = (common.entry(batch, "old_values"), common.entry(batch, "returns"))
     policy_BT = sum(weight * _surrogate(*term, stats, batch) for weight, *term in terms)
-    value_BT = value_of(values_BT, *arrays)
-    total_BT = policy_BT + value_coef * value_BT
-    if entropy_coef:
-      total_BT -= entropy_coef * stats.entropy
-    cut_BT = _cut(lambda v: value_of(v, *arrays), values_BT)
-    metrics = _policy_metrics(terms, stats, batch) | {
-      "loss/policy": masked_mean(policy_BT, mask_BT),
-      "loss/value": masked_mean(value_BT, mask_BT),
-      "val/clipfrac": masked_mean(cut_BT, mask_BT),
-      "val/error": masked_mean(jnp.square(values_BT - arrays[1]), mask_BT),
-      "val/return": masked_mean(arrays[1], mask_BT),
-      "val/return_squared": masked_mean(jnp.square(arrays[1]), mask_BT),
+    value_of = functools.partial(_value, value_loss, arrays)
+    value_BT = value_of(values_BT)
+    penalty_BT, metrics = _penalty(stats, batch, kl_coef, kl_estimator, entropy_coef)
+    per_token = {
+      "loss/policy": policy_BT,
+      "loss/value": value_BT,
+      "val/clipfrac": _cut(value_of, values_BT),
+      "val/error": jnp.square(values_BT - arrays[1]),
+      "val/return": arrays[1],
+      "val/return_squared": jnp.square(arrays[1]),
     }
-    return masked_mean(total_BT, mask_BT), metrics
+    metrics |= {name: masked_mean(value, mask_BT) for name, value in per_token.items()}
+    loss = masked_mean(policy_BT + value_coef * value_BT + penalty_BT, mask_BT)
+    return loss, _policy_metrics(terms, stats, batch) | metrics
 
   return loss_fn
+
+
+def beside(loss_fn: LossFn, other: LossFn, weight: float, key: str) -> LossFn:
+  """A loss, and `weight` times another one on the part of the batch under `key`.
+
+  Each keeps its own normaliser. InstructGPT mixes PPO with pretraining so (Ouyang et al. 2022,
+  arXiv:2203.02155, eq. 2).
+
+  Args:
+    loss_fn: of the batch.
+    other: of batch[key]; its metrics get the prefix "<key>/".
+    weight: of the other.
+    key: of the batch.
+
+  Returns:
+    A LossFn; its Mean has the terms of both.
+  """
+
+  def both(params, batch, rng):
+    mean, metrics = loss_fn(params, batch, rng)
+    more, extra = other(params, common.entry(batch, key), rng)
+    joined = jax.tree.map(
+      lambda *x: jnp.concatenate([jnp.atleast_1d(part) for part in x]),
+      mean,
+      common.scaled(weight, more),
+    )
+    return joined, metrics | {f"{key}/{name}": value for name, value in extra.items()}
+
+  return both
 
 
 def policy(
@@ -162,15 +193,11 @@ def policy(
     levels = ["sequence" if wanted.weight else aggregate for *_, wanted in terms]
     metrics = _policy_metrics(terms, stats, batch)
     metrics["loss/policy"] = _aggregate(values[0], batch, levels[0], length)
-    if kl_coef:
-      kl_BT = kl(stats.logps, common.entry(batch, "ref_logps"), kl_estimator, input_clamp=20.0)
-      metrics["loss/kl"] = masked_mean(kl_BT, batch["mask"])
-      values[0] += kl_coef * kl_BT
-    if entropy_coef:
-      values[0] -= entropy_coef * stats.entropy
+    penalty_BT, more = _penalty(stats, batch, kl_coef, kl_estimator, entropy_coef)
+    values[0] += penalty_BT
     pairs = zip(values, levels, strict=True)
     means = [_aggregate(values_BT, batch, level, length) for values_BT, level in pairs]
-    return common.stack(means, loss), metrics
+    return common.stack(means, loss), metrics | more
 
   return loss_fn
 
@@ -198,6 +225,23 @@ def _surrogate(fn: Callable, wanted: Takes, stats: TokenStats, batch: Batch) -> 
   return fn(
     *(given[n] if n in given else common.entry(batch, n, name_of(fn)) for n in wanted.names)
   )
+
+
+def _penalty(
+  stats: TokenStats, batch: Batch, kl_coef: float, kl_estimator: str, entropy_coef: float
+) -> tuple[jax.Array | float, dict[str, Mean]]:
+  """kl_coef * KL - entropy_coef * entropy, per token, and the KL as a metric."""
+  penalty_BT, metrics = 0.0, {}
+  if kl_coef:
+    kl_BT = kl(stats.logps, common.entry(batch, "ref_logps"), kl_estimator, input_clamp=20.0)
+    penalty_BT, metrics = kl_coef * kl_BT, {"loss/kl": masked_mean(kl_BT, batch["mask"])}
+  if entropy_coef:
+    penalty_BT -= entropy_coef * stats.entropy
+  return penalty_BT, metrics
+
+
+def _value(loss: Callable | Sum, arrays: tuple, values: jax.Array) -> jax.Array:
+  return sum(weight * fn(values, *arrays) for weight, fn in terms_of(loss))
 
 
 def _policy_metrics(terms: list, stats: TokenStats, batch: Batch) -> dict[str, Mean]:

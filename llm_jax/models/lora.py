@@ -32,7 +32,7 @@ def variables(tree: Params) -> dict[str, Params]:
   Raises:
     ValueError: if the adapter does not fit the parameters.
   """
-  found = {"params": _without(tree)}
+  found = {"params": without(tree)}
   adapters = _only(tree)
   if not adapters:
     return found
@@ -89,7 +89,7 @@ def with_scale(adapter: Params, cfg: config.Lora) -> Params:
 
 def merge(params: Params) -> Params:
   """Returns parameters without an adapter that compute what they do with theirs."""
-  merged: dict[str, Any] = _copied(_without(params))
+  merged: dict[str, Any] = _copied(without(params))
   for path, own in adapted(params.get(KEY, {})):
     layer = merged
     for name in path:
@@ -99,6 +99,13 @@ def merge(params: Params) -> Params:
       kernel = kernel * (own["magnitude"] / _lengths(kernel))[..., None, :]
     layer["kernel"] = kernel
   return merged
+
+
+def without(tree: Params) -> Params:
+  """Returns a tree of parameters without the adapters in it: what they are on."""
+  if not isinstance(tree, Mapping):
+    return tree
+  return {name: without(node) for name, node in tree.items() if name != KEY}
 
 
 def trained(path: tuple[str, ...]) -> bool:
@@ -119,7 +126,7 @@ def adapted(adapter: Params) -> Iterator[tuple[tuple[str, ...], Params]]:
 def kernels_of(params: Params) -> Iterator[tuple[tuple[str, ...], Any]]:
   """Yields (path, kernel), boxed or not, of the dense layers in blocks."""
   boxed = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
-  for path, leaf in jax.tree_util.tree_leaves_with_path(_without(params), is_leaf=boxed):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(without(params), is_leaf=boxed):
     names = tuple(key.key for key in path)
     if names[-1] == "kernel" and len(names) > 2:
       yield names, leaf
@@ -182,13 +189,6 @@ def _scale(cfg: config.Lora) -> float:
 def _lengths(kernel: jax.Array) -> jax.Array:
   """[..., in, out] -> [..., out], the Euclidean length of each column."""
   return jnp.linalg.norm(kernel, axis=-2)
-
-
-def _without(tree: Params) -> Params:
-  """A tree without its adapters."""
-  if not isinstance(tree, Mapping):
-    return tree
-  return {name: _without(node) for name, node in tree.items() if name != KEY}
 
 
 def _only(tree: Params) -> Params:

@@ -101,7 +101,7 @@ def memory(
   own_cached = math.ceil(cached / (data * fsdp)) * math.ceil(flops.kv_heads(cfg) / tensor)
   return Memory(
     parameters=roles.trained * weights,
-    gradients=weights,
+    gradients=weights if roles.trained else 0,
     moments=roles.trained * moments,
     frozen=roles.frozen * weights,
     gathered=kernels + (2 * size + 4) * vocabulary * cfg.dim,

@@ -53,6 +53,7 @@ def draw(
   samples: int = 1,
   stop: str = "",
   rows: int = _ROWS,
+  length: int = PROMPT_TOKENS,
   place: parallel.Placement | None = None,
 ) -> Drawn:
   """Draws `samples` answers to each of `prompts`; row r of a seed is the same in any batch.
@@ -68,6 +69,7 @@ def draw(
     stop: for a base model, which knows no turns: this text ends an answer, and so does the
       document's end.
     rows: answers per call of the sampler.
+    length: room for a prompt, in tokens.
     place: as in `roll`.
   """
   root = jax.random.key(seed)
@@ -78,7 +80,7 @@ def draw(
     part = prompts[start : start + count]
     # A short last call is padded, so that there is one shape to compile.
     filled = [*part, *[part[-1]] * (count - len(part))]
-    tokens, mask = batches.prompt_batch(filled, PROMPT_TOKENS)
+    tokens, mask = batches.prompt_batch(filled, length)
     numbers = np.arange(start * samples, (start + count) * samples, dtype=np.uint32)
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(numbers)
     rolled = roll(

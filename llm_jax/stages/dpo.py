@@ -60,7 +60,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     evaluate=_evaluate(cfg, objective, place, encoded["validation"]) if held_out else None,
     place=place,
     row_tokens=2 * cfg.length,
-    adapter=cfg.lora,
+    adapters=training.adapters(cfg.lora),
     wrap=functools.partial(reference.following, apply, cfg.sync_every, cfg.sync_alpha)
     if cfg.sync_every
     else None,

@@ -2,23 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from llm_jax import config, spec
-from llm_jax.data import batches
-from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.generate import Rollout, rollout_to_batch
+from llm_jax.generate import rollout_to_batch
 from llm_jax.losses import objectives
-from llm_jax.models.transformer import Transformer
 from llm_jax.stages import answers, labels, prompts, rewards, runs, training
+from llm_jax.stages.actor import EVALUATION, Actor, logp_gap
 from llm_jax.stages.online import OnlineFeed
 from llm_jax.train import parallel
 from llm_jax.types import Batch, Params, TrainState
-
-_EVALUATION = 1_000_003  # Iterations of training never come so far: evaluation draws by other keys.
 
 
 def run(
@@ -40,10 +36,10 @@ def run(
   policy_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.policy")
   place = parallel.make(cfg.mesh)
   collect = Collector.load(cfg, place, score)
-  judged = prompts.load(cfg.eval_data, cfg.prepared)[: cfg.eval_questions] if cfg.eval_data else []
   runs.save_shape(workdir, collect.shape)
+  model = collect.actor.model
   objective = objectives.policy(
-    training.decoder_apply(collect.model),
+    training.decoder_apply(model),
     policy_loss,
     kl_coef=cfg.kl_coef,
     kl_estimator=cfg.kl_estimator,
@@ -56,12 +52,12 @@ def run(
     cfg,
     workdir,
     loss_fn=objective,
-    make_params=training.initializer(collect.model),
+    make_params=training.initializer(model),
     loaded=collect.reference,
     feed=OnlineFeed(
       collect, rows=cfg.batch, epochs=cfg.epochs, seed=cfg.seed, max_approxkl=cfg.max_approxkl
     ),
-    evaluate=(lambda params: collect.measure(params, judged)) if judged else None,
+    evaluate=collect.actor.evaluation(cfg.prompts),
     place=place,
     row_tokens=cfg.prompt_length + cfg.sampling.max_new - 1,
   )
@@ -73,24 +69,16 @@ class Collector:
 
   Attributes:
     cfg: the configuration.
-    tokenizer: of policy and reference.
-    asked: prompts to draw from.
-    place: where the trained state lives.
-    model: the decoder of policy and reference.
-    shape: its configuration.
+    actor: draws and scores.
+    shape: of the decoder of policy and reference.
     reference: its frozen parameters, as placed.
-    scores: what answers are worth.
     label: what puts advantages in the batch.
   """
 
   cfg: config.Grpo
-  tokenizer: Tokenizer
-  asked: Sequence[prompts.Asked]
-  place: parallel.Placement
-  model: Transformer
+  actor: Actor
   shape: config.Model
   reference: Params
-  scores: rewards.Scores
   label: Callable
 
   @classmethod
@@ -106,83 +94,39 @@ class Collector:
     scores = rewards.Scores.load(score or cfg.score, place, size)
     asked = prompts.load(cfg.data, cfg.prepared)
     reference = training.placed(place, start.model, start.params)
-    label = labels.group(cfg)
-    made = cls(cfg, tokenizer, asked, place, start.model, start.shape, reference, scores, label)
+    actor = Actor(cfg, tokenizer, asked, place, start.model, scores)
+    made = cls(cfg, actor, start.shape, reference, labels.group(cfg))
     if scores.models:
-      rows = made._choose(_EVALUATION)
-      scores.fit(jax.device_get(rollout_to_batch(made._sample(reference, rows, _EVALUATION))))
+      drawn = actor.sample(reference, made._choose(EVALUATION), EVALUATION, samples=cfg.samples)
+      scores.fit(jax.device_get(rollout_to_batch(drawn)))
     return made
 
   def __call__(self, state: TrainState, iteration: int, carried: dict) -> tuple[Batch, dict]:
     """Returns (host batch, metrics)."""
-    params = self.place.unreplicate(state.params)
+    params = self.actor.place.unreplicate(state.params)
     rows = self._choose(iteration)
-    rollout = jax.device_get(self._sample(params, rows, iteration))
+    rollout = self.actor.sample(params, rows, iteration, samples=self.cfg.samples)
     batch = jax.device_get(rollout_to_batch(rollout))
     batch |= jax.device_get(self._annotate(params, batch))
-    scores_B, means = self._score(rows, rollout, batch)
+    scores_B, means = self.actor.score(rows, rollout, batch)
     ended_B = rollout.ended.astype(np.float32)
     labelled, metrics = jax.device_get(self.label(batch, scores_B, ended_B))
     metrics = {name: float(value) for name, value in metrics.items()} | means
-    # What sampler and learner disagree on; both are exact here, so this is rounding.
-    gap_BT = np.abs(batch["sampler_logps"] - batch["old_logps"]) * batch["mask"]
-    metrics["rollout/logp_gap"] = float(gap_BT.max())
-    return labelled, metrics
-
-  def measure(self, params: Params, judged: Sequence[prompts.Asked]) -> dict[str, float]:
-    """The mean scores of the likeliest answers to held-out prompts."""
-    made = dataclasses.replace(self, asked=judged)
-    params, count = self.place.unreplicate(params), self.cfg.prompts
-    totals: dict[str, float] = {}
-    for first in range(0, len(judged), count):
-      # The last call is filled up, so that there is one shape to compile.
-      rows = np.minimum(np.arange(first, first + count), len(judged) - 1)
-      rollout = jax.device_get(made._sample(params, rows, _EVALUATION, greedy=True))
-      batch = jax.device_get(rollout_to_batch(rollout))
-      kept = min(count, len(judged) - first)
-      rollout, batch = jax.tree.map(lambda x, n=kept: x[:n], (rollout, batch))
-      scores_B, means = made._score(rows[:kept], rollout, batch)
-      for name, mean in (means | {"score": float(scores_B.mean())}).items():
-        totals[name] = totals.get(name, 0.0) + mean * kept
-    return {name: total / len(judged) for name, total in totals.items()}
+    return labelled, metrics | {"rollout/logp_gap": logp_gap(batch)}
 
   def _choose(self, iteration: int) -> np.ndarray:
     """The prompts of an iteration: none twice, unless there are too few."""
     rng = np.random.default_rng([self.cfg.seed, iteration])
-    again = self.cfg.prompts > len(self.asked)
-    return rng.choice(len(self.asked), self.cfg.prompts, replace=again)
-
-  def _sample(
-    self, policy: Params, rows: np.ndarray, iteration: int, greedy: bool = False
-  ) -> Rollout:
-    cfg, samples = self.cfg, 1 if greedy else self.cfg.samples
-    tokens, mask = batches.prompt_batch([self._prompts[i] for i in rows], cfg.prompt_length)
-    root = jax.random.fold_in(jax.random.key(cfg.seed), iteration)
-    keys = jax.random.split(root, len(rows) * samples)
-    sampling = dataclasses.replace(cfg.sampling, temperature=0.0) if greedy else cfg.sampling
-    return answers.roll(
-      self.model, policy, self.tokenizer, tokens, mask, keys, sampling,
-      samples=samples, place=self.place,
-    )  # fmt: skip
-
-  def _score(
-    self, rows: np.ndarray, rollout: Rollout, batch: Batch
-  ) -> tuple[np.ndarray, dict[str, float]]:
-    said = answers.texts(self.tokenizer, rollout)
-    asked = [self.asked[i] for i in rows for _ in range(len(said) // len(rows))]
-    return self.scores([a.messages for a in asked], said, [a.truth for a in asked], batch)
-
-  @functools.cached_property
-  def _prompts(self) -> list[list[int]]:
-    return prompts.tokens(self.tokenizer, self.asked, self.cfg.prompt_length)
+    count = len(self.actor.asked)
+    return rng.choice(count, self.cfg.prompts, replace=self.cfg.prompts > count)
 
   @functools.cached_property
   def _annotate(self):
-    logps = answers.logps_fn(self.model, self.cfg.sampling.temperature)
+    logps = answers.logps_fn(self.actor.model, self.cfg.sampling.temperature)
 
     @jax.jit
     def annotate(params: Params, reference: Params, batch: Batch) -> Batch:
       return {"old_logps": logps(params, batch), "ref_logps": logps(reference, batch)}
 
-    over = self.place.under(annotate)
-    return lambda params, batch: over(params, self.reference, self.place.rows(batch))
+    over = self.actor.place.under(annotate)
+    return lambda params, batch: over(params, self.reference, self.actor.place.rows(batch))

@@ -18,32 +18,39 @@ def actor_critic(cfg: config.Ppo) -> Callable[..., tuple[Batch, dict[str, jax.Ar
   """Returns the jitted label function of PPO.
 
   It takes (batch, scores [B], ended [B], kl_coef []) where the batch holds `old_logps`,
-  `ref_logps` and `old_values` [B, T], and returns the batch with `advantages` (whitened over the
-  whole rollout) and `returns`, and the rollout's metrics under their usual names. `objective/kl`
-  is k1, log pi/pi_ref, summed over an answer's tokens and averaged over answers, in nats.
+  `ref_logps` and `old_values` [B, T], and returns the batch with `advantages` and `returns`, and
+  the rollout's metrics under their usual names. What is whitened is so over the whole rollout.
+  `objective/kl` is k1, log pi/pi_ref, summed over an answer's tokens and averaged over answers, in
+  nats.
   """
 
   @jax.jit
   def label(batch: Batch, scores: jax.Array, ended: jax.Array, kl_coef: jax.Array):
     mask_BT = batch["mask"]
+    worth = returns.whiten(scores, jnp.ones_like(scores)) if cfg.whiten_scores else scores
     rewards_BT = returns.shape_rewards(
-      scores,
+      worth,
       batch["old_logps"],
       batch["ref_logps"],
       mask_BT,
       ended,
       beta=kl_coef,
       estimator=cfg.kl_estimator,
-      missing_end="subtract",
+      kl_clamp=cfg.kl_clamp if cfg.kl_clamp else None,
+      score_clip=cfg.score_clip if cfg.score_clip else None,
+      missing_end=cfg.missing_end,
       missing_end_penalty=cfg.missing_end_penalty,
     )
+    if cfg.whiten_rewards:
+      rewards_BT = returns.whiten(rewards_BT, mask_BT, shift_mean=False)
     advantages_BT, returns_BT = returns.gae(
       rewards_BT, batch["old_values"], mask_BT, gamma=cfg.gamma, lam=cfg.lam
     )
     metrics = _metrics(batch, scores, ended, kl_coef) | {
       "val/explained_variance": explained_variance(batch["old_values"], returns_BT, mask_BT),
     }
-    advantages_BT = returns.whiten(advantages_BT, mask_BT) * mask_BT
+    if cfg.whiten_advantages:
+      advantages_BT = returns.whiten(advantages_BT, mask_BT) * mask_BT
     return dict(batch) | {"advantages": advantages_BT, "returns": returns_BT}, metrics
 
   return label

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm_jax.train import loop
 from llm_jax.types import Batch, TrainState
 
 
@@ -104,3 +105,44 @@ class OnlineFeed:
     epoch, part = divmod(used, size // self.rows)
     rng = np.random.default_rng([self.seed, self._iteration, epoch])
     return rng.permutation(size)[part * self.rows : (part + 1) * self.rows]
+
+
+@dataclasses.dataclass
+class Beside:
+  """Batches of a feed with, under `key`, those of another one.
+
+  Attributes:
+    feed: the one that is told and asked.
+    other: gives LM batches.
+    key: of the batch.
+  """
+
+  feed: loop.Feed
+  other: loop.Feed
+  key: str
+
+  @property
+  def wants_metrics(self) -> bool:
+    """Whether the first feed is told of updates."""
+    return self.feed.wants_metrics
+
+  def next(self, state: TrainState) -> Batch:
+    """The next batch of both."""
+    return dict(self.feed.next(state)) | {self.key: self.other.next(state)}
+
+  def metrics(self) -> dict[str, float]:
+    """Those of the first feed."""
+    return self.feed.metrics()
+
+  def observe(self, step: int, metrics: dict[str, float]) -> None:
+    """Tells the first feed."""
+    self.feed.observe(step, metrics)
+
+  def get_state(self) -> dict[str, Any]:
+    """Of both; JSON-able."""
+    return {"feed": self.feed.get_state(), self.key: self.other.get_state()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Takes back what `get_state` gave."""
+    self.feed.set_state(state["feed"])
+    self.other.set_state(state[self.key])

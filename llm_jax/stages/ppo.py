@@ -1,26 +1,25 @@
-"""PPO with its four roles: policy, frozen reference, reward model, critic."""
+"""PPO with its four roles: policy, frozen reference, reward, critic."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from llm_jax import config, spec
 from llm_jax.data import batches, gold
-from llm_jax.data.questions import Question
-from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.errors import UserError
 from llm_jax.generate import Rollout, rollout_to_batch
-from llm_jax.losses import objectives, returns
+from llm_jax.losses import objectives, returns, token
 from llm_jax.models import heads
-from llm_jax.models.transformer import Transformer
-from llm_jax.stages import answers, labels, runs, scores, training
-from llm_jax.stages.online import OnlineFeed
-from llm_jax.train import parallel
-from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
-
-Score = Callable[[Params, Batch], jax.Array]
+from llm_jax.stages import answers, labels, prompts, rewards, runs, training
+from llm_jax.stages.actor import Actor, logp_gap
+from llm_jax.stages.online import Beside, OnlineFeed
+from llm_jax.stages.roles import Roles, policy_of
+from llm_jax.train import loop, parallel
+from llm_jax.types import Batch, LossFn, Params, TrainState
 
 _REFERENCE = 256  # Answers of the reference that fix the units of a score.
 
@@ -30,23 +29,23 @@ def run(
   workdir: str,
   *,
   loss: Callable | None = None,
-  score: Score | None = None,
+  score: Callable | None = None,
 ) -> TrainState:
-  """Optimises the model of `cfg.init` against the reward model of `cfg.reward`.
+  """Optimises the model of `cfg.init` for a reward.
 
   Args:
     cfg: the configuration.
     workdir: where the run goes.
     loss: swaps the policy loss.
-    score: swaps the reward: (reward model's params, rollout LM batch) -> [B] raw scores.
+    score: swaps the score: (rewards.Answered) -> [B].
   """
   cfg.validate()
   policy_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.policy")
   value_loss = spec.resolve(cfg.value_loss, "llm_jax.losses.policy")
-  collect = Collector.load(cfg, parallel.make(cfg.mesh), score)
-  model, critic = collect.model, collect.critic
+  place = parallel.make(cfg.mesh)
+  collect, loaded = load(cfg, place, score, workdir)
   runs.save_shape(workdir, collect.shape)
-  feed = OnlineFeed(
+  feed: loop.Feed = OnlineFeed(
     collect,
     rows=cfg.batch,
     epochs=cfg.epochs,
@@ -54,180 +53,177 @@ def run(
     carried={"kl_coef": cfg.kl_init},
     max_approxkl=cfg.max_approxkl,
   )
-  objective = objectives.actor_critic(
-    policy_apply(model, critic),
+  tokens = cfg.prompt_length + cfg.sampling.max_new - 1
+  if cfg.ptx_coef:
+    documents = pathlib.Path(cfg.prepared) / "tokens" / "train"
+    packed = batches.pack_documents(documents, cfg.length, cfg.ptx_batch, cfg.seed)
+    feed = Beside(feed, loop.IteratorFeed(packed), "ptx")
+    tokens += cfg.ptx_batch * cfg.length // cfg.batch
+  roles = collect.roles
+  return training.train(
+    cfg,
+    workdir,
+    loss_fn=objective(cfg, roles, policy_loss, value_loss),
+    make_params=roles.make_params,
+    loaded=loaded,
+    feed=feed,
+    evaluate=collect.evaluation(),
+    place=place,
+    row_tokens=tokens,
+    adapters=training.Adapters(roles.trained, roles.attach) if cfg.lora.rank else None,
+  )
+
+
+def objective(cfg: config.Ppo, roles: Roles, policy_loss: Callable, value_loss: Callable) -> LossFn:
+  """The loss of policy and critic, and of pretraining where that is mixed in."""
+  own = objectives.actor_critic(
+    roles.apply,
     policy_loss,
     value_loss,
     value_coef=cfg.value_coef,
     entropy_coef=cfg.entropy_coef,
+    kl_coef=cfg.kl_coef,
+    kl_estimator=cfg.kl_coef_estimator,
     temperature=cfg.sampling.temperature,
   )
-
-  def make_params(key: jax.Array) -> Params:
-    return {
-      "policy": training.initializer(model)(key),
-      "critic": training.initializer(critic)(key),
-    }
-
-  return training.train(
-    cfg,
-    workdir,
-    loss_fn=objective,
-    make_params=make_params,
-    loaded={"policy": collect.reference, "critic": collect.first_critic()},
-    feed=feed,
-    place=collect.place,
-    row_tokens=answers.PROMPT_TOKENS + cfg.sampling.max_new - 1,
-  )
+  if not cfg.ptx_coef:
+    return own
+  apply = policy_of(training.decoder_apply(roles.model))
+  pretraining = objectives.next_token(apply, token.cross_entropy)
+  return objectives.beside(own, pretraining, cfg.ptx_coef, "ptx")
 
 
-def policy_apply(model: Transformer, critic: heads.Critic) -> Apply:
-  """Binds policy and critic: hidden states of the one, values of the other."""
-  decoder = training.decoder_apply(model)
+def load(
+  cfg: config.Ppo, place: parallel.Placement, score: Callable | None, workdir: str
+) -> tuple["Collector", Params]:
+  """Reads the models that `cfg` names, and fixes the units of a score on the reference's answers.
 
-  def apply(params: Params, batch: Batch, rng: jax.Array) -> Outputs:
-    values_BT = critic.apply(
-      {"params": params["critic"]}, batch["tokens"], batch["positions"], batch["segments"]
+  Returns:
+    What makes rollouts, and the parameters that training starts from.
+
+  Raises:
+    UserError: if one of them is missing or does not fit.
+  """
+  tokenizer = runs.tokenizer(cfg.prepared)
+  size = tokenizer.vocab_size
+  start = runs.load(cfg.init, "init", vocab_size=size)
+  runs.save_adapter(workdir, cfg.init, start, cfg.lora)
+  judge = runs.load(cfg.reward, "reward", reward=True, vocab_size=size) if cfg.reward else None
+  named = score or cfg.score or f"reward_model(run={cfg.reward!r})"
+  loaded = {cfg.reward: judge} if judge else {}
+  scores = rewards.Scores.load(named, place, size, loaded)
+  if cfg.critic_head == "reward" and cfg.reward not in scores.models:
+    raise UserError(
+      f"config.critic_head=reward needs the units of config.reward={cfg.reward}, which "
+      "config.score does not name: set config.critic_head=zero"
     )
-    return decoder(params["policy"], batch, rng)._replace(values=values_BT)
+  asked = prompts.load(cfg.data, cfg.prepared)
+  roles = Roles.of(cfg, start.shape, judge.shape if judge else None)
+  # With adapters the policy without its own is the reference.
+  reference = None if cfg.lora.rank else training.placed(place, start.model, start.params)
+  actor = Actor(cfg, tokenizer, asked, place, start.model, scores)
+  if scores.models:
+    # As many rows a call as an iteration has: nothing is compiled twice.
+    drawn = answers.draw(
+      start.model,
+      start.params if reference is None else reference,
+      tokenizer,
+      actor.prompts[:_REFERENCE],
+      cfg.sampling,
+      seed=cfg.seed,
+      rows=cfg.rollouts,
+      length=cfg.prompt_length,
+      place=place,
+    )
+    scores.fit(drawn.batch, cfg.rollouts)
+  critic = heads.critic_from_decoder(start.params)
+  if cfg.critic == "reward":
+    critic = _critic(cfg, judge.params, scores)
+  collect = Collector(cfg, actor, roles, start.shape, reference)
+  return collect, roles.loaded(start.params, critic)
 
-  return apply
+
+def _critic(cfg: config.Ppo, judge: Params, scores: rewards.Scores) -> Params:
+  """The critic's start: the reward model (Ouyang et al. 2022, appendix C.4).
+
+  With `critic_head` "zero" only its decoder: read before the end, where it was not trained, a
+  reward model takes an answer for a bad one.
+  """
+  if cfg.critic_head == "zero":
+    return heads.critic_from_decoder(judge["decoder"])
+  return scores.normals[cfg.reward].rescale(judge)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collector:
-  """One iteration's rollout: sample with the policy, score with the judge, label.
+  """One iteration's rollout: sample with the policy, score, label.
 
   Attributes:
     cfg: the configuration.
-    tokenizer: of all four models.
-    questions: training questions to draw from; their true answers are only measured against.
-    prompts: their token lists.
-    place: where the trained state lives.
-    model: the decoder of policy and reference.
-    shape: its configuration.
-    critic: the critic's module.
-    reference: frozen parameters of the reference.
-    judge: frozen parameters of the reward model.
-    score: (judge, rollout LM batch) -> [B] raw scores.
-    normal: the units of a score.
+    actor: draws and scores.
+    roles: the models.
+    shape: of the decoder of policy and reference.
+    reference: its frozen parameters, as placed; None: the policy's without its adapter.
   """
 
   cfg: config.Ppo
-  tokenizer: Tokenizer
-  questions: Sequence[Question]
-  prompts: Sequence[list[int]]
-  place: parallel.Placement
-  model: Transformer
+  actor: Actor
+  roles: Roles
   shape: config.Model
-  critic: heads.Critic
-  reference: Params
-  judge: Params
-  score: Score
-  normal: scores.Normal
-
-  @classmethod
-  def load(cls, cfg: config.Ppo, place: parallel.Placement, score: Score | None) -> "Collector":
-    """Reads the models that `cfg` names, and fixes the units of a score on the reference's answers.
-
-    Raises:
-      UserError: if one of them is missing.
-    """
-    tokenizer = runs.tokenizer(cfg.prepared)
-    size = tokenizer.vocab_size
-    start = runs.load(cfg.init, "init", vocab_size=size)
-    judge = runs.load(cfg.reward, "reward", reward=True, vocab_size=size)
-    questions = runs.asked(cfg.prepared, "train")
-    prompts = [answers.prompt_tokens(tokenizer, q.prompt) for q in questions]
-    scorer = heads.Scorer.from_config(judge.shape)
-    start = start._replace(params=training.placed(place, start.model, start.params))
-    judge = judge._replace(params=training.placed(place, scorer, judge.params))
-    if score is None:
-      model_score = place.under(scores.reward_model(scorer))
-      score = lambda params, batch: model_score(params, place.rows(batch))  # noqa: E731
-    # As many rows a call as an iteration has: nothing is compiled twice.
-    first = answers.draw(
-      start.model,
-      start.params,
-      tokenizer,
-      prompts[:_REFERENCE],
-      cfg.sampling,
-      seed=cfg.seed,
-      rows=cfg.rollouts,
-      place=place,
-    )
-    return cls(
-      cfg,
-      tokenizer,
-      questions,
-      prompts,
-      place,
-      start.model,
-      start.shape,
-      heads.Critic.from_config(judge.shape),
-      start.params,
-      judge.params,
-      score,
-      scores.standard(score, judge.params, first.batch, cfg.rollouts),
-    )
+  reference: Params | None
 
   def __call__(self, state: TrainState, iteration: int, carried: dict) -> tuple[Batch, dict]:
     """Returns (host batch, metrics); updates `carried["kl_coef"]` when it is adaptive."""
-    cfg, params = self.cfg, self.place.unreplicate(state.params)
+    cfg, actor = self.cfg, self.actor
+    params = actor.place.unreplicate(state.whole)
     chosen_B = self._choose(iteration)
-    rollout = jax.device_get(self._sample(params["policy"], chosen_B, iteration))
+    rollout = actor.sample(params["policy"], chosen_B, iteration)
     batch = jax.device_get(rollout_to_batch(rollout))
-    batch |= jax.device_get(self._annotate(params, batch))
-    raw_B = self.score(self.judge, batch)
-    scores_B = (np.asarray(raw_B) - self.normal.mean) / self.normal.std
+    batch |= jax.device_get(self._annotate(params, self.reference, actor.place.rows(batch)))
+    self._lend(params)
+    scores_B, means = actor.score(chosen_B, rollout, batch)
     ended_B = rollout.ended.astype(np.float32)
     labelled, metrics = jax.device_get(self._label(batch, scores_B, ended_B, carried["kl_coef"]))
-    metrics = {name: float(value) for name, value in metrics.items()}
-    metrics |= {
-      "kl_coef": carried["kl_coef"],
-      "objective/raw_scores": float(np.mean(raw_B)),
-      "gold/mean": self._gold(rollout, chosen_B),
-    }
-    # What sampler and learner disagree on; both are exact here, so this is rounding.
-    gap_BT = np.abs(batch["sampler_logps"] - batch["old_logps"]) * batch["mask"]
-    metrics["rollout/logp_gap"] = float(gap_BT.max())
+    metrics = {name: float(value) for name, value in metrics.items()} | means
+    metrics |= actor.scores.raw(means) | self._gold(rollout, chosen_B)
+    metrics |= {"kl_coef": carried["kl_coef"], "rollout/logp_gap": logp_gap(batch)}
     if cfg.kl_target > 0:
       controller = returns.AdaptiveKL(cfg.kl_init, cfg.kl_target, cfg.kl_horizon)
       kl = metrics["objective/kl"]
       carried["kl_coef"] = float(controller.update(carried["kl_coef"], kl, cfg.rollouts))
     return labelled, metrics
 
-  def first_critic(self) -> Params:
-    """The critic's start: the reward model (Ouyang et al. 2022, appendix C.4).
+  def evaluation(self) -> Callable[[Params], dict[str, float]] | None:
+    """Returns parameters of all roles, as placed -> the scores of held-out prompts' answers."""
+    measure = self.actor.evaluation(self.cfg.rollouts)
 
-    With `critic_head` "zero" only its decoder: read before the end, where it was not trained, a
-    reward model takes an answer for a bad one.
-    """
-    if self.cfg.critic_head == "zero":
-      return heads.critic_from_decoder(self.judge["decoder"])
-    return self.normal.rescale(self.judge)
+    def evaluate(params: Params) -> dict[str, float]:
+      self._lend(self.actor.place.unreplicate(params))
+      return measure(params["policy"])
+
+    return evaluate if measure else None
 
   def _choose(self, iteration: int) -> np.ndarray:
     rng = np.random.default_rng([self.cfg.seed, iteration])
-    return rng.integers(len(self.prompts), size=self.cfg.rollouts)
+    return rng.integers(len(self.actor.asked), size=self.cfg.rollouts)
 
-  def _gold(self, rollout: Rollout, chosen_B: np.ndarray) -> float:
-    """Mean gold score of the rollout: what the reward model stands in for. Never trained on."""
-    drawn = answers.texts(self.tokenizer, rollout)
-    truths = (self.questions[i].answer for i in chosen_B)
+  def _lend(self, params: Params) -> None:
+    """Gives the reward model the frozen decoder that the critic's adapter is on."""
+    decoder, judge = self.roles.judge(params), self.actor.scores.models.get(self.cfg.reward)
+    if decoder is not None and judge is not None:
+      judge.params = {"decoder": decoder, "head": judge.params["head"]}
+
+  def _gold(self, rollout: Rollout, chosen_B: np.ndarray) -> dict[str, float]:
+    """Mean gold score of a rollout to prepared questions: what a score stands in for."""
+    if self.cfg.data:
+      return {}
+    drawn = answers.texts(self.actor.tokenizer, rollout)
+    truths = (self.actor.asked[i].truth for i in chosen_B)
     scored = [
       gold.score(answer.text, truth, answer.ended).total
       for answer, truth in zip(drawn, truths, strict=True)
     ]
-    return float(np.mean(scored))
-
-  def _sample(self, policy: Params, chosen_B: np.ndarray, iteration: int) -> Rollout:
-    tokens, mask = batches.prompt_batch([self.prompts[i] for i in chosen_B], answers.PROMPT_TOKENS)
-    root = jax.random.fold_in(jax.random.key(self.cfg.seed), iteration)
-    keys = jax.random.split(root, self.cfg.rollouts)
-    return answers.roll(
-      self.model, policy, self.tokenizer, tokens, mask, keys, self.cfg.sampling, place=self.place
-    )
+    return {"gold/mean": float(np.mean(scored))}
 
   @functools.cached_property
   def _label(self):
@@ -235,18 +231,8 @@ class Collector:
 
   @functools.cached_property
   def _annotate(self):
-    logps = answers.logps_fn(self.model, self.cfg.sampling.temperature)
-
-    @jax.jit
-    def annotate(params: Params, reference: Params, batch: Batch) -> Batch:
-      values_BT = self.critic.apply(
-        {"params": params["critic"]}, batch["tokens"], batch["positions"], batch["segments"]
-      )
-      return {
-        "old_logps": logps(params["policy"], batch),
-        "ref_logps": logps(reference, batch),
-        "old_values": values_BT * batch["mask"],
-      }
-
-    over = self.place.under(annotate)
-    return lambda params, batch: over(params, self.reference, self.place.rows(batch))
+    how = {
+      "temperature": self.cfg.sampling.temperature,
+      "sampled": self.cfg.old_logps == "sampler",
+    }
+    return self.actor.place.under(jax.jit(functools.partial(self.roles.annotate, **how)))

@@ -26,7 +26,16 @@ from llm_jax.stages import runs, scores, training
 from llm_jax.train import parallel
 from llm_jax.types import Batch
 
-__all__ = ["constant", "ended", "exact", "gold", "number", "overlong", "reward_model"]
+__all__ = [
+  "constant",
+  "ended",
+  "ensemble",
+  "exact",
+  "gold",
+  "number",
+  "overlong",
+  "reward_model",
+]
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -57,6 +66,30 @@ def reward_model(answered: Answered, *, run: str) -> np.ndarray:
     run: directory of the reward model.
   """
   return answered.models[run](answered.batch)
+
+
+def ensemble(
+  answered: Answered, *, runs: tuple[str, ...], how: str = "mean", coef: float = 0.5
+) -> np.ndarray:
+  """Several reward models as one, each in its own units, which is harder to exploit than any.
+
+    mean: their mean.  worst: the least of them (WCO).
+    uncertainty: the mean less `coef` times their variance (UWO).
+
+  Coste et al. 2023, arXiv:2310.02743, eqs. 2 to 4.
+
+  Args:
+    answered: the answers.
+    runs: directories of the reward models.
+    how: "mean", "worst" or "uncertainty".
+    coef: of the variance.
+  """
+  if how not in ("mean", "worst", "uncertainty"):
+    raise UserError(f'config.score: how="{how}" of ensemble is unknown: mean, worst or uncertainty')
+  scores_RB = np.stack([answered.models[run](answered.batch) for run in runs])
+  if how == "worst":
+    return scores_RB.min(0)
+  return scores_RB.mean(0) - (coef * scores_RB.var(0) if how == "uncertainty" else 0.0)
 
 
 def exact(answered: Answered) -> np.ndarray:
@@ -105,41 +138,77 @@ def constant(answered: Answered, *, value: float = 0.0) -> np.ndarray:
   return np.full(len(answered.answers), value, np.float32)
 
 
+class Judge:
+  """A reward model on the devices of a placement: LM batch -> [B] float32 raw scores.
+
+  Attributes:
+    params: {"decoder", "head"}, as placed. Whoever has the same decoder may put its own arrays here
+      before each use, so that there is one of it.
+  """
+
+  def __init__(self, found: runs.Run, place: parallel.Placement):
+    """Puts a loaded reward model on the devices of `place`."""
+    scorer = heads.Scorer.from_config(found.shape)
+    self.params = training.placed(place, scorer, found.params)
+    self._score = place.under(scores.reward_model(scorer))
+    self._place = place
+
+  def __call__(self, batch: Batch) -> np.ndarray:
+    """Returns the scores of a rollout's answers."""
+    return np.asarray(self._score(self.params, self._place.rows(dict(batch))), np.float32)
+
+
 @dataclasses.dataclass
 class Scores:
   """A score, or a weighted sum of scores, ready to be asked.
 
   Attributes:
     terms: (weight, score), in order.
-    models: of each run, LM batch -> [B] raw scores.
+    models: of each run that they name.
     normals: of each run, the units of its scores; set by `fit`.
   """
 
   terms: tuple[tuple[float, Callable[[Answered], np.ndarray]], ...]
-  models: dict[str, Callable[[Batch], np.ndarray]]
+  models: dict[str, Judge]
   normals: dict[str, scores.Normal] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def load(cls, text: str | Callable, place: parallel.Placement, vocab_size: int) -> "Scores":
+  def load(
+    cls,
+    text: str | Callable,
+    place: parallel.Placement,
+    vocab_size: int,
+    loaded: Mapping[str, runs.Run] | None = None,
+  ) -> "Scores":
     """Reads the reward models that a score names.
 
     Args:
       text: the score's spec, or a function.
       place: whose devices the models are put on.
       vocab_size: of the tokenizer.
+      loaded: runs that need not be read again.
 
     Raises:
       UserError: if a score is unknown, or a reward model is missing or does not fit.
     """
     found = spec.terms_of(spec.resolve(text, __name__, "score", ("answered",)))
-    named = {fn.keywords["run"] for _, fn in found if getattr(fn, "func", fn) is reward_model}
-    return cls(found, {run: _model(run, place, vocab_size) for run in sorted(named)})
+    models = {}
+    for run in sorted({run for _, fn in found for run in _named(fn)}):
+      judge = (loaded or {}).get(run) or runs.load(run, "score", reward=True, vocab_size=vocab_size)
+      models[run] = Judge(judge, place)
+    return cls(found, models)
 
-  def fit(self, batch: Batch) -> None:
-    """Fixes the units of reward models on answers of the reference."""
+  def fit(self, batch: Batch, rows: int = 0) -> None:
+    """Fixes the units of reward models on answers of the reference, `rows` a call; 0: all."""
     for run, model in self.models.items():
-      raw_B = model(batch)
-      self.normals[run] = scores.Normal(float(raw_B.mean()), float(max(raw_B.std(), 1e-6)))
+      self.normals[run] = scores.standard(model, batch, rows or len(batch["tokens"]))
+
+  def raw(self, means: Mapping[str, float]) -> dict[str, float]:
+    """The mean score as the reward model gives it, where there is one and nothing else."""
+    if [getattr(fn, "func", fn) for _, fn in self.terms] != [reward_model]:
+      return {}
+    normal = next(iter(self.normals.values()))
+    return {"objective/raw_scores": means["scores/reward_model"] * normal.std + normal.mean}
 
   def __call__(
     self,
@@ -174,12 +243,14 @@ class Scores:
     return lambda batch: (model(batch) - normal.mean) / normal.std
 
 
-def _model(run: str, place: parallel.Placement, vocab_size: int) -> Callable[[Batch], np.ndarray]:
-  judge = runs.load(run, "score", reward=True, vocab_size=vocab_size)
-  scorer = heads.Scorer.from_config(judge.shape)
-  params = training.placed(place, scorer, judge.params)
-  score = place.under(scores.reward_model(scorer))
-  return lambda batch: np.asarray(score(params, place.rows(dict(batch))), np.float32)
+def _named(fn: Callable) -> tuple[str, ...]:
+  """The runs of the reward models that a score asks."""
+  given, known = getattr(fn, "keywords", {}), getattr(fn, "func", fn)
+  if known is ensemble:
+    if isinstance(given["runs"], str) or not given["runs"]:
+      raise UserError(f"config.score: runs={given['runs']!r} of ensemble must be ('run', 'run')")
+    return tuple(given["runs"])
+  return (given["run"],) if known is reward_model else ()
 
 
 def _pairs(answered: Answered) -> list[tuple[Answer, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.models import heads
 from llm_jax.stages import answers
@@ -60,9 +61,7 @@ def reward_model(scorer: heads.Scorer) -> Callable[[Params, Batch], jax.Array]:
   return jax.jit(lambda params, batch: apply(params, batch, jax.random.key(0)).scores)
 
 
-def standard(
-  score: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch, rows: int
-) -> Normal:
+def standard(score: Callable[[Batch], np.ndarray], batch: Batch, rows: int) -> Normal:
   """Mean and standard deviation of the scores of reference answers, `rows` of them a call."""
-  scores = answers.in_rows(lambda part: score(params, part), batch, rows)
+  scores = answers.in_rows(score, batch, rows)
   return Normal(float(scores.mean()), float(max(scores.std(), 1e-6)))

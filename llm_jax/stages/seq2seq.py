@@ -104,7 +104,7 @@ def sft(
     feed=loop.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed)),
     evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
-    adapter=cfg.lora,
+    adapters=training.adapters(cfg.lora),
     row_tokens=size + cfg.length,
   )
 

@@ -46,7 +46,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     feed=loop.IteratorFeed(_packed(train, cfg, seed=cfg.seed, epochs=-1)),
     evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
-    adapter=cfg.lora,
+    adapters=training.adapters(cfg.lora),
   )
 
 

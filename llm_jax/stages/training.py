@@ -5,6 +5,7 @@ import functools
 import pathlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -42,6 +43,23 @@ def decoder_apply(model: Transformer, train: bool = False, neftune: float = 0.0)
   return apply
 
 
+class Adapters(NamedTuple):
+  """What training with adapters changes.
+
+  Attributes:
+    trained: path of a parameter -> whether it is trained.
+    attach: (parameters in their boxes, key) -> these with adapters.
+  """
+
+  trained: Callable[[tuple[str, ...]], bool]
+  attach: Callable[[Params, jax.Array], Params]
+
+
+def adapters(cfg: config.Lora) -> Adapters | None:
+  """Returns an adapter on a language model; None if it has no rank."""
+  return Adapters(lora.trained, lambda p, key: lora.attach(p, cfg, key)) if cfg.rank else None
+
+
 def train(
   cfg: config.Stage,
   workdir: str | pathlib.Path,
@@ -53,14 +71,14 @@ def train(
   loaded: Params | None = None,
   evaluate: Callable[[Params], dict[str, float]] | None = None,
   row_tokens: int = 0,
-  adapter: config.Lora | None = None,
+  adapters: Adapters | None = None,
   wrap: Callable[[StepFn], StepFn] | None = None,
   follows: bool = False,
 ) -> TrainState:
   """Trains on `feed`; returns the final state (its params are y of a schedule-free run).
 
   Args:
-    cfg: the stage's configuration.
+    cfg: of the stage.
     workdir: where checkpoints and metrics go; a run that is there is continued.
     loss_fn: (params, batch, rng) -> (loss, metrics).
     make_params: key -> new parameters, in their boxes of axis names.
@@ -69,7 +87,7 @@ def train(
     loaded: parameters of an earlier stage, which replace the new ones.
     evaluate: parameters as placed -> metrics, every `cfg.eval_every` steps.
     row_tokens: places in a row of a batch, for the throughput; 0: `cfg.length`.
-    adapter: trained alone, on frozen parameters, if it has a rank.
+    adapters: trained alone, on frozen parameters.
     wrap: the step -> a step that adds to the batch, or changes more of the state.
     follows: whether the state has a reference, at first a copy of the trained parameters.
 
@@ -77,13 +95,13 @@ def train(
     UserError: if a loss does not fit the objective or the batch.
   """
   tx = optim.make(cfg.optimizer, cfg.steps)
-  plain = make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name)
-  step = place.compile(wrap(plain) if wrap else plain)
+  step = make_train_step(loss_fn, tx, accum=cfg.accum, axis_name=place.axis_name)
+  step = place.compile(wrap(step) if wrap else step)
   step, feed = attention.watched(step, feed, pathlib.Path(workdir).name)
-  state = _begun(cfg, tx, place, make_params, loaded, adapter)
+  make_state = state_maker(make_params, tx, *(adapters or ()))
+  state = place.init(make_state, jax.random.key(cfg.seed), *filter(None, [loaded]))
   if follows:
     state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
-  judged = evaluated(cfg.optimizer, place)
   with fitting(cfg):
     return loop.fit(
       step,
@@ -94,7 +112,7 @@ def train(
       steps=cfg.steps,
       log_every=cfg.log_every,
       eval_every=cfg.eval_every,
-      evaluate=evaluate and (lambda state: evaluate(judged(state))),
+      evaluate=_judging(evaluate, evaluated(cfg.optimizer, place)),
       checkpoint_every=cfg.checkpoint_every,
       keep=cfg.keep,
       tokens_per_step=cfg.batch * (row_tokens if row_tokens else cfg.length),
@@ -104,13 +122,8 @@ def train(
     )
 
 
-def _begun(cfg, tx, place, make_params, loaded, adapter) -> TrainState:
-  """Returns the state before the first update; the arguments are those of `train`."""
-  make_state = state_maker(make_params, tx)
-  if adapter is not None and adapter.rank:
-    attach = functools.partial(lora.attach, cfg=adapter)
-    make_state = state_maker(make_params, tx, lora.trained, lambda p, key: attach(p, key=key))
-  return place.init(make_state, jax.random.key(cfg.seed), *(() if loaded is None else (loaded,)))
+def _judging(evaluate: Callable | None, judged: Callable) -> Callable | None:
+  return evaluate and (lambda state: evaluate(judged(state)))
 
 
 def evaluated(cfg: config.Optimizer, place: parallel.Placement) -> Callable[[TrainState], Params]:

@@ -71,7 +71,7 @@ def run(
     evaluate=_evaluate(cfg, objective, drift, place, held_out) if held_out else None,
     place=place,
     row_tokens=2 * cfg.length,
-    adapter=cfg.lora,
+    adapters=training.adapters(cfg.lora),
     wrap=functools.partial(anchored, drift, place.axis_name),
   )
 

@@ -18,7 +18,7 @@ from llm_jax import config
 from llm_jax.generate import rollout_to_batch, sample
 from llm_jax.losses import objectives, policy, preference
 from llm_jax.models import heads, interop
-from llm_jax.stages import answers, labels, ppo, training
+from llm_jax.stages import answers, labels, roles, training
 from llm_jax.train import optim
 from llm_jax.train.step import make_train_step, state_maker
 
@@ -121,25 +121,19 @@ def grpo(loss, *, steps=250, kl_coef=0.0, kl_estimator="k2", **fields):
 
 
 def with_critic():
-  """The same with the label function and the objective of stages/ppo.py."""
+  """The same with the roles and the label function of stages/ppo.py."""
   cfg = config.Ppo(rollouts=ROWS, missing_end_penalty=0.0, lam=0.95)
-  label, critic = labels.actor_critic(cfg), heads.Critic.from_config(MODEL.cfg)
-  apply = ppo.policy_apply(MODEL, critic)
+  label, own = labels.actor_critic(cfg), roles.Roles.of(cfg, MODEL.cfg, MODEL.cfg)
   first = {"policy": reference(), "critic": heads.critic_from_decoder(reference())}
 
   def make_batch(params, i):
     rollout = roll(params["policy"], i)
     batch = rollout_to_batch(rollout)
-    batch["old_logps"] = LOGPS(params["policy"], batch)
-    batch["ref_logps"] = LOGPS(reference(), batch)
-    values = critic.apply(
-      {"params": params["critic"]}, batch["tokens"], batch["positions"], batch["segments"]
-    )
-    batch["old_values"] = values * batch["mask"]
+    batch |= own.annotate(params, reference(), batch, 1.0)
     return label(batch, REWARD[answers_of(rollout)], jnp.ones(ROWS), BETA)[0]
 
   objective = objectives.actor_critic(
-    apply, policy.ppo_clip, functools.partial(policy.value_clip, clip=None), value_coef=1.0
+    own.apply, policy.ppo_clip, functools.partial(policy.value_clip, clip=None), value_coef=1.0
   )
   return listed(trained(objective, make_batch, first, 250)["policy"])
 

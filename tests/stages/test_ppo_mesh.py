@@ -26,11 +26,12 @@ def test_a_mesh_measures_what_one_device_measures(prepared, root, tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [SPLIT, config.Mesh(kind="pmap")], ids=["mesh", "pmap"])
-def test_what_is_frozen_lies_where_what_is_trained_does(mesh, prepared, root):
+def test_what_is_frozen_lies_where_what_is_trained_does(mesh, prepared, root, tmp_path):
   place = parallel.make(mesh)
-  roles = ppo.Collector.load(ppo_config(prepared, root, mesh=mesh), place, None)
-  for frozen in (roles.reference, roles.judge["decoder"]):
+  collect, _ = ppo.load(ppo_config(prepared, root, mesh=mesh), place, None, str(tmp_path))
+  judge = next(iter(collect.actor.scores.models.values())).params
+  for frozen in (collect.reference, judge["decoder"]):
     kernel = frozen["blocks_0"]["mlp"]["up"]["kernel"]
     sizes = {shard.data.size * mesh.fsdp * mesh.tensor for shard in kernel.addressable_shards}
     assert sizes == {kernel.size}
-  assert len(jax.tree.leaves(roles.judge)[0].sharding.device_set) == (8 if mesh is SPLIT else 1)
+  assert len(jax.tree.leaves(judge)[0].sharding.device_set) == (8 if mesh is SPLIT else 1)

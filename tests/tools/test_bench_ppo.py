@@ -8,7 +8,7 @@ import pytest
 from llm_jax import config
 from tools import bench_ppo, bench_train
 
-PEER = f"{sys.executable} -c \"print('theirs: 10 tokens/s')\""
+PEER = f"{sys.executable} -c \"print('theirs: 10 samples/s')\""
 SMALL = ["--rollouts=16", "--batch=8", "--prompt=4", "--new=3", "--repeats=1"]
 
 
@@ -24,8 +24,8 @@ def test_an_iteration_has_all_its_parts_and_a_peer(tmp_path, capsys):
   figures = json.loads((tmp_path / "p.json").read_text())
   assert list(figures["seconds"]) == list(bench_ppo.PARTS)
   assert all(seconds > 0 for seconds in figures["seconds"].values())
-  rate = 16 * 3 / sum(figures["seconds"].values())
-  assert figures["tokens_per_second"] == pytest.approx([rate])
+  rate = 16 / sum(figures["seconds"].values())
+  assert figures["answers_per_second"] == pytest.approx([rate])
   assert f"ratio of the medians: {rate / 10:.2f}" in text and "1 x 2 updates" in text
 
 

@@ -139,9 +139,7 @@ def _all(largest: int, operations: Sequence[str]) -> Iterator[Problem]:
         yield Problem(left, operation, right)
 
 
-def _check(
-  train: int, validation: int, largest: int, operations: Sequence[str], seed: int
-) -> None:
+def _check(train: int, validation: int, largest: int, operations: Sequence[str], seed: int) -> None:
   for name, value, least in (("train", train, 1), ("validation", validation, 1), ("seed", seed, 0)):
     if value < least:
       raise UserError(f"--{name} must be at least {least}, got {value}")

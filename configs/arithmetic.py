@@ -49,8 +49,8 @@ def _pretrain(root: str) -> config.Pretrain:
 
 def _sft(root: str) -> config.Sft:
   cfg = config.Sft(prepared=f"{root}/prepare", init=f"{root}/pretrain")
-  # Of a quarter of the questions it sees the answers, and not for long enough to be good at others.
-  cfg.data = (f"{root}/data/train.jsonl=0.25",)
+  # Of 40 % of the questions it sees the answers, and not for long enough to be good at others.
+  cfg.data = (f"{root}/data/train.jsonl=0.4",)
   cfg.validation_data = (f"{root}/data/validation.jsonl",)
   cfg.steps, cfg.batch, cfg.length = 120, 16, 64
   cfg.log_every, cfg.eval_every, cfg.checkpoint_every = 20, 120, 120

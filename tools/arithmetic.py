@@ -49,10 +49,13 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/arithmetic"))
   parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--answers", type=float, help="share of the questions that SFT learns from")
   options = parser.parse_args(argv)
   try:
-    seeds = _seeds(options.seeds)
-    found = {seed: run(options.out / f"seed{seed}", seed) for seed in seeds}
+    found = {}
+    for seed in _seeds(options.seeds):
+      root = options.out / f"seed{seed}"
+      found[seed] = run(root, seed, stages(root, seed, options.answers))
   except UserError as error:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
@@ -60,17 +63,32 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-def stages(root: pathlib.Path, seed: int) -> dict[str, Any]:
-  """Returns the configuration of each run below `root`."""
-  return {
+def stages(root: pathlib.Path, seed: int, answers: float | None = None) -> dict[str, Any]:
+  """Returns the configuration of each run below `root`.
+
+  Args:
+    root: directory of the chain.
+    seed: of every run.
+    answers: share of the training questions whose answers SFT sees; None: as configured.
+
+  Raises:
+    UserError: if there is no such share.
+  """
+  if answers is not None and not 0 < answers <= 1:
+    raise UserError(f"--answers must be above 0 and at most 1, got {answers}")
+  made = {
     name: dataclasses.replace(settings.get_config(name, str(root)), seed=seed) for name in ORDER
   }
+  if answers is not None:
+    for name in ("sft", "sft_more"):
+      made[name].data = (f"{root}/data/train.jsonl={answers}",)
+  return made
 
 
 def run(
   root: pathlib.Path,
   seed: int,
-  cfgs: Mapping[str, Any] | None = None,
+  cfgs: Mapping[str, Any],
   data: tuple[str, ...] = (),
 ) -> dict[str, float]:
   """Runs the chain of one seed, or goes on with it, and returns its figures.
@@ -78,7 +96,7 @@ def run(
   Args:
     root: gets data/, a directory for each run, time.json and figures.json.
     seed: of the data and of every run.
-    cfgs: of every run; None: those of `stages`.
+    cfgs: of every run, as `stages` has them.
     data: more words for tools.make_arithmetic.
 
   Returns:
@@ -88,16 +106,19 @@ def run(
   Raises:
     UserError: if a run refuses its configuration, or `root` holds runs of another one.
   """
-  cfgs = stages(root, seed) if cfgs is None else cfgs
   path, clock = root / "figures.json", pipeline.Clock(root / "time.json")
   if not (root / "data" / "corpus.jsonl").exists():  # Written last.
     make_arithmetic.write([f"--out={root / 'data'}", f"--seed={seed}", *data])
+  finished = path.exists()
   for name, cfg in cfgs.items():
-    module = importlib.import_module(f"llm_jax.stages.{ORDER[name]}")
-    print(f"== seed {seed}: {name}", flush=True)
-    with rundir.launch(cfg, str(root / name)), clock.measure(name):
-      module.run(cfg, str(root / name))
-  if not path.exists():
+    with rundir.launch(cfg, str(root / name)):  # Finished or not, it must be of this configuration.
+      if finished:
+        continue
+      module = importlib.import_module(f"llm_jax.stages.{ORDER[name]}")
+      print(f"== seed {seed}: {name}", flush=True)
+      with clock.measure(name):
+        module.run(cfg, str(root / name))
+  if not finished:
     rundir.write_json(path, _figures(root, cfgs["grpo"]))
   return json.loads(path.read_text()) | {"seconds": sum(clock.seconds.values())}
 

@@ -76,6 +76,11 @@ def test_training_and_held_out_questions_are_files_of_their_own(tmp_path):
   assert cfgs["sft_more"].data == cfgs["sft"].data
   assert cfgs["sft_more"].steps == cfgs["grpo"].steps
   assert (cfgs["grpo"].score, cfgs["grpo_constant"].score) == ("exact", "constant")
+  fewer = arithmetic.stages(tmp_path, 3, answers=0.25)
+  assert fewer["sft"].data == fewer["sft_more"].data == (f"{cfgs['grpo'].data[0]}=0.25",)
+  assert fewer["grpo"] == cfgs["grpo"]
+  with pytest.raises(UserError, match="--answers must be above 0"):
+    arithmetic.stages(tmp_path, 3, answers=1.5)
 
 
 def test_the_table_has_every_seed_and_the_mean():
@@ -93,13 +98,14 @@ def test_seeds_must_be_numbers(seeds, capsys):
 
 
 @pytest.mark.long
-def test_a_tiny_chain_runs_to_its_figures_and_is_not_run_again(tmp_path, capsys):
+def test_a_tiny_chain_runs_to_its_figures_and_is_not_run_again(tmp_path):
   cfgs = arithmetic.stages(tmp_path, 0)
   cfgs["prepare"].vocab_size = 360
   cfgs["pretrain"].model = config.Model(dim=32, layers=1, heads=2)
   for name in arithmetic.ORDER.keys() - {"prepare"}:
     cfgs[name].steps, cfgs[name].batch, cfgs[name].length = 4, 8, 64
-    cfgs[name].eval_every = cfgs[name].checkpoint_every = cfgs[name].log_every = 2
+    cfgs[name].eval_every = cfgs[name].checkpoint_every = cfgs[name].log_every = 4
+    cfgs[name].optimizer.name = "adamw"
   for name in ("grpo", "grpo_constant"):
     cfgs[name].prompts, cfgs[name].samples, cfgs[name].prompt_length = 8, 2, 32
   figures = arithmetic.run(tmp_path, 0, cfgs, FEW)
@@ -111,5 +117,8 @@ def test_a_tiny_chain_runs_to_its_figures_and_is_not_run_again(tmp_path, capsys)
   assert last == pytest.approx(figures["grpo"])
   before = (tmp_path / "grpo" / "metrics.jsonl").read_bytes()
   again = arithmetic.run(tmp_path, 0, cfgs, FEW)
-  assert again["grpo"] == figures["grpo"]
+  assert again == figures
   assert (tmp_path / "grpo" / "metrics.jsonl").read_bytes() == before
+  cfgs["grpo"].samples = 4
+  with pytest.raises(UserError, match="samples"):
+    arithmetic.run(tmp_path, 0, cfgs, FEW)

@@ -1,6 +1,8 @@
 """GRPO and its relatives as a stage: labels in closed form, scores by name, runs that go on."""
 
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from configs import grpo as recipes
 from llm_jax import config
+from llm_jax.data import formats
 from llm_jax.data.preferences import Answer
 from llm_jax.errors import UserError
 from llm_jax.stages import grpo, labels, rewards
@@ -22,6 +25,8 @@ OLD, REF = (RNG.normal(size=(N * G, T)).astype(np.float32) for _ in range(2))
 SCORES = RNG.normal(size=N * G).astype(np.float32)
 ENDED = np.ones(N * G, np.float32)
 PLACE = parallel.make(config.Mesh())
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+GSM8K = pathlib.Path(os.environ.get("LLM_JAX_DATA", SHARED)) / "gsm8k"
 
 
 def labelled(scores=SCORES, **fields):
@@ -99,6 +104,22 @@ def test_scores_of_rules():
 
 def test_no_number_is_not_the_right_number():
   np.testing.assert_array_equal(rewards.number(answered("none", truth="none either")), [0])
+
+
+@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.long), "test"])
+def test_answers_of_gsm8k_are_right_and_those_to_other_questions_are_not(split):
+  path = GSM8K / f"{split}.jsonl.gz"
+  if not path.exists():
+    pytest.skip("needs gsm8k in the folder shared/data beside the repository")
+  rows = formats.read(path, "conversations").items
+  truths = [row.messages[-1]["content"] for row in rows]
+
+  def score(texts):
+    said = [Answer(text, True) for text in texts]
+    return rewards.number(rewards.Answered([[]] * len(said), said, truths, {}, {}))
+
+  assert score(truths).all() and len(truths) > 1000
+  assert score(truths[1:] + truths[:1]).mean() < 0.02
 
 
 def test_scores_add_up_with_their_weights():

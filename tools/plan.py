@@ -108,7 +108,8 @@ def _stage(
     raise UserError(f"{stage}: an encoder-decoder is not planned; see --dry_run of its experiment")
   use = _plan.passes(part)
   mesh = config.Mesh() if part.mesh.kind == "pmap" else part.mesh
-  cached = part.rollouts * part.length if isinstance(part, config.Ppo | config.Grpo) else 0
+  online = isinstance(part, config.Ppo | config.Grpo | config.OnlineDpo)
+  cached = part.rollouts * part.length if online else 0
   try:
     memory = budget.memory(
       shape, mesh, options.devices,

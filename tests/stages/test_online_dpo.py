@@ -137,4 +137,4 @@ def test_a_score_that_likes_short_answers_makes_them_shorter(prepared, start, tm
   online_dpo.run(cfg, tmp_path, score=brief)
   rows = [row for row in lines(tmp_path / "metrics.jsonl") if "objective/scores" in row]
   assert rows[-1]["objective/scores"] > 0.75 * rows[0]["objective/scores"]
-  assert rows[-1]["rewards/margins"] > 0 and rows[-1]["objective/kl"] > 0.1
+  assert rows[-1]["objective/kl"] > 0.1

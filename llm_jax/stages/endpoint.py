@@ -45,7 +45,7 @@ class Endpoint:
     self._key = os.environ.get(cfg.key_variable, "") if cfg.key_variable else ""
     if cfg.key_variable and not self._key:
       raise UserError(
-        f"config.judge.key_variable={cfg.key_variable}: this environment variable is not set"
+        f"judge, key_variable={cfg.key_variable}: this environment variable is not set"
       )
     self._opener = urllib.request.build_opener(_NoRedirection)
     self._logprobs = True  # Until the endpoint says that it has none.
@@ -70,13 +70,13 @@ class Endpoint:
     if self._silent > max(self._heard, 8):
       raise UserError(
         f"{self._where}: {self._silent} replies of {self._silent + self._heard} name neither "
-        f"{' nor '.join(self._letters)}: set config.judge.model to one that follows instructions"
+        f"{' nor '.join(self._letters)}: set model to one that follows instructions"
       )
     return np.array([(0.0, 0.0) if row is None else row for row in found]).reshape(-1, 2)
 
   @property
   def _where(self) -> str:
-    return f"config.judge.endpoint={self._cfg.endpoint}"
+    return f"judge, endpoint={self._cfg.endpoint}"
 
   def _ask(self, text: str) -> tuple[float, float] | None:
     """Returns the log-probs of a reply to one question; None if it names no letter."""

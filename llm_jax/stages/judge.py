@@ -57,11 +57,15 @@ def load(
   Raises:
     UserError: if there is none, or it cannot be read.
   """
-  cfg.validate()
+  whole = field.partition(".")[0]
+  try:
+    cfg.validate()
+  except UserError as error:
+    raise UserError(str(error).replace("config.", f"config.{whole}: ", 1)) from error
   if cfg.endpoint:
     return endpoint.Endpoint(cfg, LETTERS)
   if not cfg.run:
-    raise UserError(f"config.{field}: a judge needs run=... or endpoint=...")
+    raise UserError(f"config.{whole}: a judge needs run=... or endpoint=...")
   tokenizer = runs.tokenizer(cfg.prepared if cfg.prepared else prepared)
   return Local(cfg, runs.load(cfg.run, field, vocab_size=tokenizer.vocab_size), tokenizer, place)
 

@@ -110,6 +110,8 @@ def test_a_judge_may_be_a_score(prepared, start):
   assert total.sum() == pytest.approx(1.0) and means["scores/judge"] == pytest.approx(0.5)
   with pytest.raises(UserError, match="run=... or endpoint="):
     rewards.Scores.load("judge", PLACE, 0, str(prepared))
+  with pytest.raises(UserError, match="config.score: key_variable must be the name"):
+    rewards.Scores.load("judge(run='x', key_variable='a-b')", PLACE, 0, str(prepared))
   with pytest.raises(UserError, match="no keyword"):
     rewards.Scores.load("judge(rnu='x')", PLACE, 0, str(prepared))
 
@@ -219,7 +221,7 @@ def test_what_may_pass_is_tried_again(asks):
 def test_a_failure_is_one_clear_line_without_the_key(asks, replies, message, count):
   with server(replies) as (url, asked), pytest.raises(UserError, match=message) as error:
     asks(url, retries=2)(["Which?"])
-  assert KEY not in str(error.value) and "config.judge.endpoint=http" in str(error.value)
+  assert KEY not in str(error.value) and "judge, endpoint=http" in str(error.value)
   assert len(asked) == count
 
 

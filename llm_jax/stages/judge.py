@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config
@@ -17,8 +19,11 @@ from llm_jax.data.formats import Messages
 from llm_jax.data.principles import Principle
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
+from llm_jax.losses import token
+from llm_jax.models.transformer import Transformer
 from llm_jax.stages import answers, endpoint, runs, training
 from llm_jax.train import parallel
+from llm_jax.types import Batch, Params
 
 LETTERS = ("A", "B")
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -162,13 +167,27 @@ class Local:
     self._cfg, self._tokenizer = cfg, tokenizer
     params = training.placed(place, run.model, run.params)
     logps = place.under(answers.logps_fn(run.model))
+    gaps = place.under(_gaps_fn(run.model))
     self._logps = lambda batch: logps(params, place.rows(batch)).sum(1)
+    self._gaps = lambda batch: gaps(params, place.rows(batch))
 
   def __call__(self, questions: Sequence[str]) -> np.ndarray:
-    """Returns [Q, 2] log-probs of the letters, summed over the tokens in which they differ."""
-    rows = [row for text in questions for row in self._rows(text)]
-    batch = batches.lm_batch(rows, self._cfg.length)
-    return answers.in_rows(self._logps, batch, 2 * self._cfg.rows).reshape(-1, 2).astype(np.float64)
+    """Returns [Q, 2] log-probs of the letters, summed over the tokens in which they differ.
+
+    Where that is one token, as usual, a question is read once, and what is known is how much more
+    likely A is than B.
+    """
+    rows = [self._rows(text) for text in questions]
+    first, second = (
+      batches.lm_batch([both[k] for both in rows], self._cfg.length) for k in range(2)
+    )
+    one = (first["segments"] == second["segments"]).all() and (first["mask"].sum(1) == 1).all()
+    if one:
+      batch = first | {"others": second["targets"]}
+      gaps_Q = answers.in_rows(self._gaps, batch, self._cfg.rows)
+      return np.stack([gaps_Q, np.zeros_like(gaps_Q)], 1).astype(np.float64)
+    logps = [answers.in_rows(self._logps, batch, self._cfg.rows) for batch in (first, second)]
+    return np.stack(logps, 1).astype(np.float64)
 
   def _rows(self, text: str) -> list[tuple[list[int], list[int]]]:
     """Returns (tokens, mask) of a question with either letter; what both share is not counted."""
@@ -187,6 +206,28 @@ class Local:
       return chat.render(coder, messages, limit)[0]
     ids = coder.encode(f"{text}\nThe better answer is: {letter}")
     return [coder.bos_id, *ids[-(limit - 1) :]]
+
+
+def _gaps_fn(model: Transformer) -> Callable[[Params, Batch], jax.Array]:
+  """Returns a jitted (params, LM batch) -> [B], log-prob of the target less that of "others".
+
+  Of the batch's mask the first place counts; `others` [B, T] are other targets.
+  """
+  apply = training.decoder_apply(model)
+
+  @jax.jit
+  def gaps(params: Params, batch: Batch) -> jax.Array:
+    out = apply(params, batch, jax.random.key(0))
+    place_B1 = jnp.argmax(batch["mask"] > 0, axis=1)[:, None]
+    hidden_B1D = jnp.take_along_axis(out.hidden, place_B1[..., None], axis=1)
+
+    def logps_B(name: str) -> jax.Array:
+      targets_B1 = jnp.take_along_axis(batch[name], place_B1, axis=1)
+      return token.token_stats(hidden_B1D, out.head, targets_B1, cap=out.logit_cap).logps[:, 0]
+
+    return logps_B("targets") - logps_B("others")
+
+  return gaps
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

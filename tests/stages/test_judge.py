@@ -90,17 +90,27 @@ def test_a_file_that_holds_no_principles_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_local_judge_compares_the_log_probs_of_the_letters_alone(prepared, start, chat):
+def test_a_local_judge_compares_the_log_probs_of_the_letters_alone(
+  prepared, start, chat, monkeypatch
+):
   cfg = config.Judge(run=start, chat=chat, length=128, rows=4)
   asks = judge.load(cfg, str(prepared), PLACE)
   tokenizer = runs.tokenizer(str(prepared))
   for ids, mask in asks._rows("Which?"):
     said = [t for t, m in zip(ids, mask, strict=True) if m]
     assert tokenizer.decode(said).strip() in judge.LETTERS
-  few = asks(["Which one? " * n for n in (1, 3, 2)])
-  assert few.shape == (3, 2) and (few < 0).all()
+  questions = ["Which one? " * n for n in (1, 3, 2)]
+  found = asks(questions)
+  gaps = found[:, 0] - found[:, 1]
+  assert (np.abs(gaps) > 1e-4).all()
   # A question is judged as it is, whatever is asked beside it.
-  np.testing.assert_allclose(asks(["Which one? " * 2]), few[2:], atol=1e-4)
+  np.testing.assert_allclose(asks(questions[2:]), found[2:], atol=1e-4)
+  # Read twice, with either letter, it says the same; other words are always read so.
+  every = [judge.batches.lm_batch([asks._rows(q)[k] for q in questions], 128) for k in range(2)]
+  logps = [np.asarray(asks._logps(batch)) for batch in every]
+  np.testing.assert_allclose(gaps, logps[0] - logps[1], atol=1e-4)
+  monkeypatch.setattr(judge, "LETTERS", ("A", "the second one"))
+  assert (asks(questions)[:, 1] < -10).all()  # Several tokens of a model that knows nothing.
 
 
 def test_a_judge_may_be_a_score(prepared, start):

@@ -90,15 +90,17 @@ def test_a_file_that_holds_no_principles_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_local_judge_compares_the_log_probs_of_the_letters_alone(
-  prepared, start, chat, monkeypatch
-):
-  cfg = config.Judge(run=start, chat=chat, length=128, rows=4)
-  asks = judge.load(cfg, str(prepared), PLACE)
-  tokenizer = runs.tokenizer(str(prepared))
-  for ids, mask in asks._rows("Which?"):
-    said = [t for t, m in zip(ids, mask, strict=True) if m]
-    assert tokenizer.decode(said).strip() in judge.LETTERS
+def test_a_local_judge_counts_the_letters_alone(prepared, start, chat):
+  cfg = config.Judge(run=start, chat=chat, length=128)
+  asks, tokenizer = judge.load(cfg, str(prepared), PLACE), runs.tokenizer(str(prepared))
+  for text in ("Which?", "Which one? " * 80):  # The second one is cut.
+    for letter, (ids, mask) in zip(judge.LETTERS, asks._rows(text), strict=True):
+      said = [t for t, m in zip(ids, mask, strict=True) if m]
+      assert tokenizer.decode(said).strip() == letter and len(ids) <= 129
+
+
+def test_a_local_judge_compares_log_probs(prepared, start, monkeypatch):
+  asks = judge.load(config.Judge(run=start, length=128, rows=4), str(prepared), PLACE)
   questions = ["Which one? " * n for n in (1, 3, 2)]
   found = asks(questions)
   gaps = found[:, 0] - found[:, 1]

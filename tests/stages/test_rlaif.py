@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from configs import rlaif as recipe
-from llm_jax import config
+from llm_jax import config, rundir
 from llm_jax.data import formats, principles
 from llm_jax.errors import UserError
 from llm_jax.stages import pairs, rlaif, runs
 from tests.stages.conftest import SAMPLING, tiny
-from tests.stages.test_judge import shorter
+from tests.stages.test_judge import KEY, reply, server, shorter
 from tests.stages.test_rejection import lines
 
 
@@ -77,6 +77,26 @@ def test_a_judge_without_an_opinion_gives_nothing_and_says_so(prepared, start, t
       tmp_path,
       judge=lambda questions: [[1.0, 0.0]] * len(questions),
     )
+
+
+def test_an_endpoint_judges_and_its_key_is_written_nowhere(
+  prepared, start, tmp_path, monkeypatch, capfd
+):
+  monkeypatch.setenv("no_proxy", "127.0.0.1")
+  monkeypatch.setenv("OWN_KEY", KEY)
+  replies = [(200, reply("A")), (200, reply("B"))] * 2 + [(200, reply("A", {"A": -0.3, "B": -1.4}))]
+  with server(replies) as (url, asked):
+    own = config.Judge(endpoint=url, model="m", key_variable="OWN_KEY", parallel=1)
+    cfg = made(prepared, start, "prefer", judge=own, questions=8, drawn=1)
+    with rundir.launch(cfg, tmp_path / "run", argv=["rlaif"]):
+      counts = rlaif.run(cfg, tmp_path / "run")
+  assert len(asked) == 16 and {headers["Authorization"] for _, headers, _ in asked} == {
+    f"Bearer {KEY}"
+  }
+  assert counts["written"] == 2 and counts["ties"] == 6  # The others are of the place alone.
+  assert [row["probability"] for row in lines(tmp_path / "run" / "train.jsonl")] == [1.0, 1.0]
+  texts = [path.read_text() for path in (tmp_path / "run").rglob("*.json*")]
+  assert len(texts) > 4 and not any(KEY in text for text in [*texts, *capfd.readouterr()])
 
 
 @pytest.mark.parametrize(

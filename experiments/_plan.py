@@ -57,6 +57,17 @@ def passes(part: config.Stage) -> Passes:
     # score, if there is one.
     judges = part.score.count("reward_model")
     return Passes(forwards=3 + (3 + judges) / max(part.epochs, 1), frozen=1 + judges)
+  if isinstance(part, config.Rejection):
+    # Beside the training: each of the answers is sampled, and maybe read by a reward model.
+    judges = part.score.count("reward_model")
+    drawn = part.rounds * part.questions * part.samples
+    return Passes(forwards=3 + (1 + judges) * drawn / (part.steps * part.batch), frozen=judges)
+  if isinstance(part, config.OnlineDpo):
+    # Of a pair two answers are learned; all of them are sampled, read by policy and reference, and
+    # maybe by a reward model, once an epoch.
+    judges = part.score.count("reward_model")
+    answers = part.samples * (3 + judges) / (2 * max(part.epochs, 1))
+    return Passes(sequences=2, forwards=3 + answers, frozen=1 + judges)
   if isinstance(part, config.Dpo):
     return Passes(sequences=2, forwards=4, frozen=1)
   return Passes(sequences=2) if isinstance(part, config.Reward) else Passes()

@@ -109,7 +109,7 @@ def _stage(
   use = _plan.passes(part)
   mesh = config.Mesh() if part.mesh.kind == "pmap" else part.mesh
   length = _plan.lengths(part, shape)[0]
-  cached = part.rollouts * length if isinstance(part, config.Online) else 0
+  cached = part.rollouts * length if isinstance(part, config.Online | config.OnlineDpo) else 0
   try:
     memory = budget.memory(
       shape, mesh, options.devices,

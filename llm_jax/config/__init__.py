@@ -3,6 +3,7 @@
 Only the standard library is imported, so that `--help` answers at once. A path of "" means "none".
 """
 
+from llm_jax.config.aligning import Judge, OnlineDpo, Rejection, Rlaif
 from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
 from llm_jax.config.model import Lora, Model
 from llm_jax.config.online import Grpo, Online, Ppo
@@ -28,11 +29,13 @@ __all__ = [
   "Evaluate",
   "Grpo",
   "HOW",
+  "Judge",
   "Lora",
   "Mesh",
   "Mixture",
   "Model",
   "Online",
+  "OnlineDpo",
   "Optimizer",
   "Pack",
   "Pipeline",
@@ -41,7 +44,9 @@ __all__ = [
   "Prepare",
   "Pretrain",
   "Reader",
+  "Rejection",
   "Reward",
+  "Rlaif",
   "Sampling",
   "Sft",
   "Stage",

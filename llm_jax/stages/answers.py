@@ -53,8 +53,9 @@ def draw(
   samples: int = 1,
   stop: str = "",
   rows: int = _ROWS,
-  length: int = PROMPT_TOKENS,
   place: parallel.Placement | None = None,
+  length: int = PROMPT_TOKENS,
+  first: int = 0,
 ) -> Drawn:
   """Draws `samples` answers to each of `prompts`; row r of a seed is the same in any batch.
 
@@ -69,8 +70,9 @@ def draw(
     stop: for a base model, which knows no turns: this text ends an answer, and so does the
       document's end.
     rows: answers per call of the sampler.
-    length: room for a prompt, in tokens.
     place: as in `roll`.
+    length: slots for a prompt.
+    first: number of the first prompt: of many drawn in parts, each part has the keys of its own.
   """
   root = jax.random.key(seed)
   end_id = tokenizer.eos_id if stop else tokenizer.end_id
@@ -81,7 +83,8 @@ def draw(
     # A short last call is padded, so that there is one shape to compile.
     filled = [*part, *[part[-1]] * (count - len(part))]
     tokens, mask = batches.prompt_batch(filled, length)
-    numbers = np.arange(start * samples, (start + count) * samples, dtype=np.uint32)
+    begin = (first + start) * samples
+    numbers = np.arange(begin, begin + count * samples, dtype=np.uint32)
     keys = jax.vmap(functools.partial(jax.random.fold_in, root))(numbers)
     rolled = roll(
       model, params, tokenizer, tokens, mask, keys, sampling,

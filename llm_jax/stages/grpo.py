@@ -91,7 +91,7 @@ class Collector:
     tokenizer = runs.tokenizer(cfg.prepared)
     size = tokenizer.vocab_size
     start = runs.load(cfg.init, "init", vocab_size=size)
-    scores = rewards.Scores.load(score or cfg.score, place, size)
+    scores = rewards.Scores.load(score or cfg.score, place, size, cfg.prepared)
     asked = prompts.load(cfg.data, cfg.prepared)
     reference = training.placed(place, start.model, start.params)
     actor = Actor(cfg, tokenizer, asked, place, start.model, scores)

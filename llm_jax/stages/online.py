@@ -16,8 +16,9 @@ class OnlineFeed:
   """Batches from the policy itself.
 
   `collect` is the algorithm: it samples, scores and labels one rollout with the state that it is
-  given, and returns a host batch with one row an answer, and the rollout's metrics. The feed
-  shuffles the rows into minibatches, `epochs` times over.
+  given, and returns a host batch with one row an answer (or a pair of them, the batch's dicts may
+  be nested), and the rollout's metrics. The feed shuffles the rows into minibatches, `epochs` times
+  over.
 
   Attributes:
     collect: (state, iteration, carried) -> (batch, metrics).
@@ -72,9 +73,6 @@ class OnlineFeed:
 
   def get_state(self) -> dict[str, Any]:
     """JSON-able; holds the rollout, so that a resumed run is the same to the bit."""
-    rollout = self._rollout and {
-      k: [v.dtype.name, list(v.shape), v.tobytes().hex()] for k, v in self._rollout.items()
-    }
     return {
       "iteration": self._iteration,
       "used": self._used,
@@ -82,7 +80,7 @@ class OnlineFeed:
       "carried": dict(self.carried),
       "sums": self._sums,
       "count": self._count,
-      "rollout": rollout,
+      "rollout": self._rollout and _to_json(self._rollout),
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
@@ -91,17 +89,17 @@ class OnlineFeed:
     self._stopped = state["stopped"]
     self._sums, self._count = dict(state["sums"]), state["count"]
     self.carried.update(state["carried"])
-    self._rollout = state["rollout"] and {
-      k: np.frombuffer(bytes.fromhex(data), dtype).reshape(shape)
-      for k, (dtype, shape, data) in state["rollout"].items()
-    }
+    self._rollout = state["rollout"] and _from_json(state["rollout"])
 
   def _minibatches(self) -> int:
-    return self.epochs * (len(self._rollout["tokens"]) // self.rows)
+    return self.epochs * (self._size() // self.rows)
+
+  def _size(self) -> int:
+    return len(jax.tree.leaves(self._rollout)[0])
 
   def _order(self, used: int) -> np.ndarray:
     """Rows of minibatch `used`: a new permutation for every pass."""
-    size = len(self._rollout["tokens"])
+    size = self._size()
     epoch, part = divmod(used, size // self.rows)
     rng = np.random.default_rng([self.seed, self._iteration, epoch])
     return rng.permutation(size)[part * self.rows : (part + 1) * self.rows]
@@ -146,3 +144,16 @@ class Beside:
     """Takes back what `get_state` gave."""
     self.feed.set_state(state["feed"])
     self.other.set_state(state[self.key])
+
+
+def _to_json(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _to_json(v) for k, v in value.items()}
+  return [value.dtype.name, list(value.shape), value.tobytes().hex()]
+
+
+def _from_json(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _from_json(v) for k, v in value.items()}
+  dtype, shape, data = value
+  return np.frombuffer(bytes.fromhex(data), dtype).reshape(shape)

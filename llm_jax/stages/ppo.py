@@ -111,7 +111,7 @@ def load(
   judge = runs.load(cfg.reward, "reward", reward=True, vocab_size=size) if cfg.reward else None
   named = score or cfg.score or f"reward_model(run={cfg.reward!r})"
   loaded = {cfg.reward: judge} if judge else {}
-  scores = rewards.Scores.load(named, place, size, loaded)
+  scores = rewards.Scores.load(named, place, size, cfg.prepared, loaded=loaded)
   if cfg.critic_head == "reward" and cfg.reward not in scores.models:
     raise UserError(
       f"config.critic_head=reward needs the units of config.reward={cfg.reward}, which "

@@ -8,20 +8,23 @@ it may do what it likes, for it runs on the host, once an iteration.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from llm_jax import spec
+from llm_jax import config, spec
 from llm_jax.data import formats
 from llm_jax.data import gold as documentation
 from llm_jax.data.formats import Messages
 from llm_jax.data.preferences import Answer
+from llm_jax.data.principles import read as read_principles
 from llm_jax.errors import UserError
 from llm_jax.losses.inputs import name_of
 from llm_jax.models import heads
+from llm_jax.stages import judge as judging
 from llm_jax.stages import runs, scores, training
 from llm_jax.train import parallel
 from llm_jax.types import Batch
@@ -32,6 +35,7 @@ __all__ = [
   "ensemble",
   "exact",
   "gold",
+  "judge",
   "number",
   "overlong",
   "reward_model",
@@ -133,12 +137,43 @@ def gold(answered: Answered) -> np.ndarray:
   return np.array(found, np.float32)
 
 
+def judge(
+  answered: Answered,
+  *,
+  run: str = "",
+  endpoint: str = "",
+  model: str = "",
+  key_variable: str = "",
+  prepared: str = "",
+  chat: bool = True,
+  length: int = 512,
+  principles: str = "configs/data/principles.json",
+  drawn: int = 2,
+  asks: judging.Judge | None = None,
+) -> np.ndarray:
+  """How often a judge prefers an answer to another one to the same prompt, in [0, 1].
+
+  The mean over the other answers to the prompt, over principles, and over both orders in which two
+  answers can be shown (stages/judge.py); 0.5 where there is no other answer.
+
+  Args:
+    answered: the answers, those to one prompt side by side.
+    run, endpoint, model, key_variable, prepared, chat, length: as in `config.Judge`.
+    principles: file of questions to judge by.
+    drawn: principles by which the answers to a prompt are judged, always the same ones.
+    asks: who answers; it is made of the above.
+  """
+  if asks is None:
+    raise ValueError("judge needs what Scores.load makes of its keywords")
+  return judging.win_rates(asks, answered, read_principles(principles), drawn)
+
+
 def constant(answered: Answered, *, value: float = 0.0) -> np.ndarray:
   """The same for every answer: a control, under which nothing but the KL can move a policy."""
   return np.full(len(answered.answers), value, np.float32)
 
 
-class Judge:
+class RewardModel:
   """A reward model on the devices of a placement: LM batch -> [B] float32 raw scores.
 
   Attributes:
@@ -166,11 +201,13 @@ class Scores:
     terms: (weight, score), in order.
     models: of each run that they name.
     normals: of each run, the units of its scores; set by `fit`.
+    field: of the config, that errors name.
   """
 
   terms: tuple[tuple[float, Callable[[Answered], np.ndarray]], ...]
-  models: dict[str, Judge]
+  models: dict[str, RewardModel]
   normals: dict[str, scores.Normal] = dataclasses.field(default_factory=dict)
+  field: str = "config.score"
 
   @classmethod
   def load(
@@ -178,25 +215,30 @@ class Scores:
     text: str | Callable,
     place: parallel.Placement,
     vocab_size: int,
+    prepared: str = "",
+    field: str = "config.score",
     loaded: Mapping[str, runs.Run] | None = None,
   ) -> "Scores":
-    """Reads the reward models that a score names.
+    """Reads the reward models and the judges that a score names.
 
     Args:
       text: the score's spec, or a function.
       place: whose devices the models are put on.
       vocab_size: of the tokenizer.
-      loaded: runs that need not be read again.
+      prepared: corpus with the tokenizer of judges that name none.
+      field: of the config.
+      loaded: reward models that need not be read again.
 
     Raises:
-      UserError: if a score is unknown, or a reward model is missing or does not fit.
+      UserError: if a score is unknown, or a model is missing or does not fit.
     """
     found = spec.terms_of(spec.resolve(text, __name__, "score", ("answered",)))
     models = {}
     for run in sorted({run for _, fn in found for run in _named(fn)}):
-      judge = (loaded or {}).get(run) or runs.load(run, "score", reward=True, vocab_size=vocab_size)
-      models[run] = Judge(judge, place)
-    return cls(found, models)
+      model = (loaded or {}).get(run) or runs.load(run, "score", reward=True, vocab_size=vocab_size)
+      models[run] = RewardModel(model, place)
+    terms = tuple((weight, _ready(fn, prepared, place)) for weight, fn in found)
+    return cls(terms, models, field=field)
 
   def fit(self, batch: Batch, rows: int = 0) -> None:
     """Fixes the units of reward models on answers of the reference, `rows` a call; 0: all."""
@@ -231,7 +273,7 @@ class Scores:
       value_B = np.asarray(fn(answered), np.float32)
       if value_B.shape != total_B.shape or not np.isfinite(value_B).all():
         raise UserError(
-          f"config.score: {name_of(fn)} must give {len(answers)} finite numbers, one an answer; it "
+          f"{self.field}: {name_of(fn)} must give {len(answers)} finite numbers, one an answer; it "
           f"gave {value_B.shape}, {int((~np.isfinite(value_B)).sum())} of them not finite"
         )
       total_B += weight * value_B
@@ -251,6 +293,16 @@ def _named(fn: Callable) -> tuple[str, ...]:
       raise UserError(f"config.score: runs={given['runs']!r} of ensemble must be ('run', 'run')")
     return tuple(given["runs"])
   return (given["run"],) if known is reward_model else ()
+
+
+def _ready(fn: Callable, prepared: str, place: parallel.Placement) -> Callable:
+  """Returns a score with what it reads; of a judge that is the judge."""
+  if getattr(fn, "func", fn) is not judge:
+    return fn
+  known = {f.name for f in dataclasses.fields(config.Judge)}
+  given = getattr(fn, "keywords", {})
+  cfg = config.Judge(**{name: value for name, value in given.items() if name in known})
+  return functools.partial(judge, **given, asks=judging.load(cfg, prepared, place, "score"))
 
 
 def _pairs(answered: Answered) -> list[tuple[Answer, str]]:

@@ -68,3 +68,20 @@ def test_a_restored_feed_goes_on_with_the_same_minibatches(used):
     assert all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
   assert first.carried == second.carried
   assert first.metrics() == second.metrics()
+
+
+def test_a_restored_feed_gives_pairs_too():
+  def pairs(state, iteration, carried):
+    sides = [{"tokens": np.arange(8, dtype=np.int32).reshape(8, 1) + 10 * k} for k in range(2)]
+    logps = np.linspace(0, 1, 8, dtype=np.float32)
+    return {"chosen": sides[0], "rejected": sides[1], "ref_chosen": logps}, {}
+
+  first, second = (OnlineFeed(pairs, rows=4, epochs=1, seed=0) for _ in range(2))
+  first.next(None)
+  second.set_state(json.loads(json.dumps(first.get_state())))
+  a, b = first.next(None), second.next(None)
+  for batch in (a, b):
+    np.testing.assert_array_equal(batch["rejected"]["tokens"], batch["chosen"]["tokens"] + 10)
+    np.testing.assert_allclose(batch["ref_chosen"], batch["chosen"]["tokens"][:, 0] / 7, rtol=1e-6)
+  np.testing.assert_array_equal(a["chosen"]["tokens"], b["chosen"]["tokens"])
+  assert b["ref_chosen"].dtype == np.float32

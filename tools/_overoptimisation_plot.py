@@ -1,0 +1,104 @@
+"""The figure of tools/overoptimisation.py: proxy and gold over sqrt(KL), and the frontier."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from llm_jax.report import figures
+from llm_jax.report.markup import Html, el, join
+
+_COLORS = {"small": "#c2571a", "middle": "#8a7a00", "large": "#1b6ca8", "proxy": "#8b8b8b",
+           "dpo": "#7a3fa0", "ppo": "#1b6ca8", "gold": "#2c8a4b"}  # fmt: skip
+_STYLE = (
+  "text{font:10px sans-serif;fill:#333}.grid{stroke:#ddd;stroke-width:.6}"
+  ".path{fill:none;stroke-width:1.6}.fit{stroke-dasharray:4 3;stroke-width:1.1}"
+  ".faint{opacity:.45;stroke-width:1}.title{font-weight:bold;font-size:11px}"
+  "rect.back{fill:#fff}"
+)
+_TOP = 22  # Room for a panel's title.
+
+
+def page(found: dict) -> str:
+  """Returns one SVG with a panel a method and number of pairs, and the frontier."""
+  panels = []
+  for curve, title in (("best_of", "best of n"), ("ppo", "PPO, no KL")):
+    for pairs in found["pairs"]:
+      panels.append(_curves(found, curve, f"{title}, {pairs} pairs", pairs))
+  panels.append(_frontier(found["frontier"]))
+  across = len(found["pairs"])
+  rows = math.ceil(len(panels) / across)
+  width, height = across * figures.WIDTH, rows * (figures.HEIGHT + _TOP)
+  placed = [
+    el("g", panel, transform=f"translate({i % across * figures.WIDTH} "
+       f"{i // across * (figures.HEIGHT + _TOP)})")
+    for i, panel in enumerate(panels)
+  ]  # fmt: skip
+  return str(
+    el(
+      "svg",
+      el("style", Html(_STYLE)),
+      el("rect", width=width, height=height, cls="back"),
+      *placed,
+      xmlns="http://www.w3.org/2000/svg",
+      viewBox=f"0 0 {width} {height}",
+      width=width,
+    )  # fmt: skip
+  )
+
+
+def _curves(found: dict, curve: str, title: str, pairs: int) -> Html:
+  shown = {size: found["proxies"][f"{size}/{pairs}"][curve] for size in found["sizes"]}
+  everything = [p for one in shown.values() for p in one["mean"]]
+  values = [p[v] for p in everything for v in ("gold", "proxy")]
+  axes = figures.Axes(
+    (0, max(_d(p) for p in everything)), figures.span([max(v, -4.0) for v in values]),
+    "sqrt(KL), nats", "score, std of the reference's",
+  )  # fmt: skip
+  marks, legend = [], []
+  for i, (size, one) in enumerate(shown.items()):
+    color, mean = _COLORS[size], sorted(one["mean"], key=_d)
+    marks.append(_line(axes, [_d(p) for p in mean], [p["proxy"] for p in mean], color, "faint"))
+    marks.append(_line(axes, [_d(p) for p in mean], [p["gold"] for p in mean], color))
+    fit, most = one["fit"]["gold"], _d(mean[-1])
+    xs = [most * k / 40 for k in range(1, 41)]
+    ys = [x * (fit["a"] - fit["b"] * (x if curve == "best_of" else math.log(x))) for x in xs]
+    marks.append(_line(axes, xs, ys, color, "fit"))
+    legend.append((color, size if i else f"{size} (faint: proxy; dashed: fit)"))
+  return _panel(axes, marks, title, legend)
+
+
+def _frontier(points: dict) -> Html:
+  names = {"dpo": "DPO", "ppo": "PPO on a proxy", "gold": "PPO on gold"}
+  every = list(points.values())
+  axes = figures.Axes(
+    (0, max(_d(p) for p in every)), figures.span([p["gold"] for p in every]),
+    "sqrt(KL), nats", "gold score",
+  )  # fmt: skip
+  marks = []
+  for kind in names:
+    own = sorted((p for name, p in points.items() if name.startswith(f"{kind}/")), key=_d)
+    marks.append(_line(axes, [_d(p) for p in own], [p["gold"] for p in own], _COLORS[kind]))
+    for p in own:
+      place = {"cx": f"{axes.px(_d(p)):.1f}", "cy": f"{axes.py(p['gold']):.1f}"}
+      marks.append(el("circle", **place, r=3, fill=_COLORS[kind]))
+  legend = [(_COLORS[kind], name) for kind, name in names.items()]
+  return _panel(axes, marks, "frontier over beta", legend)
+
+
+def _panel(axes: figures.Axes, marks: Sequence[Html], title: str, legend: Sequence) -> Html:
+  svg = figures.figure(axes, *marks, title=title)
+  inside = Html(re.search(r"<svg[^>]*>(.*)</svg>", svg, re.S)[1])
+  words = [el("text", title, x=figures.LEFT, y=14, cls="title")]
+  for i, (color, text) in enumerate(legend):
+    y = figures.TOP + _TOP + 12 + 13 * i
+    words.append(el("text", text, x=figures.LEFT + 8, y=y, style=f"fill:{color}"))
+  return join([el("g", inside, transform=f"translate(0 {_TOP})"), *words])
+
+
+def _line(axes: figures.Axes, xs: list, ys: list, color: str, cls: str = "") -> Html:
+  low, high = axes.y
+  return figures.line(axes, xs, [min(max(y, low), high) for y in ys], color, cls)
+
+
+def _d(point: dict) -> float:
+  return math.sqrt(max(point["kl"], 0.0))

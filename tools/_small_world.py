@@ -33,8 +33,9 @@ MODEL = Transformer.from_config(SHAPE)
 SIZES = {"small": (8, 1), "middle": (16, 1), "large": (32, 2)}  # Width and layers of proxies.
 REPEAT = 0.3  # What r repeats cost, over r^2, in units of a word's value.
 ROWS = 128  # Answers of a PPO iteration.
-LOGPS = answers.logps_fn(MODEL)
+_TOKEN_LOGPS = answers.logps_fn(MODEL)
 _NEVER = -1  # An end token that is never drawn.
+_PROMPTS = np.zeros((ROWS, 1), np.int32)
 
 Score = Callable[[Batch], jax.Array]
 
@@ -68,20 +69,25 @@ class World:
     values = rng.normal(size=WORDS)
     walk = _walks(chain, rng)
     loss_fn = objectives.next_token(training.decoder_apply(MODEL), token.cross_entropy)
-    params = fit(loss_fn, MODEL, lambda i: lm_batch(next(walk)), steps, seed, lr=1e-2)
+    params = fit(loss_fn, MODEL, lambda i: next(walk), steps, seed, lr=1e-2)
     world = cls(seed, values, params)
     raw = world.raw(world.draw(2048, 999)["targets"])
     return dataclasses.replace(world, mean=float(raw.mean()), std=float(raw.std()))
 
   def draw(self, rows: int, key: int, params: Params | None = None) -> Batch:
     """Returns the LM batch of that many answers of the reference, or of others; host arrays."""
-    prompts = jnp.zeros((rows, 1), jnp.int32)
-    keys = jax.random.split(jax.random.key(self.seed * 1_000_003 + key), rows)
     params = self.reference if params is None else params
-    rollout = sample(
-      MODEL, params, prompts, np.ones((rows, 1)), keys, max_new=LENGTH, end_id=_NEVER
-    )
-    return jax.device_get(rollout_to_batch(rollout))
+    root = jax.random.fold_in(jax.random.key(self.seed), key)
+    parts = []
+    for first in range(0, rows, ROWS):  # Of one shape, whatever the number of rows.
+      keys = jax.random.split(jax.random.fold_in(root, first), ROWS)
+      rollout = sample(MODEL, params, _PROMPTS, _PROMPTS + 1, keys, max_new=LENGTH, end_id=_NEVER)
+      parts.append(jax.device_get(rollout_to_batch(rollout)))
+    return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
+
+  def logps(self, batch: Batch) -> np.ndarray:
+    """[B] log-probs of answers under the reference, in nats."""
+    return answers.in_rows(lambda part: _TOKEN_LOGPS(self.reference, part).sum(1), batch, ROWS)
 
   def raw(self, answers_BN: np.ndarray) -> np.ndarray:
     """[B, N] words -> [B] the gold score before it is put into units."""
@@ -167,19 +173,15 @@ def proxy(world: World, size: str, pairs: int, steps: int, *, kind: str = "train
 
   updates = 0 if kind == "random" else steps
   params = fit(loss_fn, scorer, batch, updates, world.seed + 7, lr=3e-3, decay=0.1)
-  return in_units(world, functools.partial(_scorer(shape), params))
+  score = lambda batch: answers.in_rows(functools.partial(_scorer(shape), params), batch, ROWS)  # noqa: E731
+  raw_B = score(world.draw(1024, 998))
+  mean, std = float(raw_B.mean()), max(float(raw_B.std()), 1e-6)
+  return lambda batch: (score(batch) - mean) / std
 
 
 @functools.cache
 def _scorer(shape: config.Model):
   return scores.reward_model(heads.Scorer.from_config(shape))
-
-
-def in_units(world: World, score: Score) -> Score:
-  """A score in standard deviations of the reference's answers."""
-  raw_B = np.asarray(score(world.draw(1024, 998)))
-  mean, std = float(raw_B.mean()), max(float(raw_B.std()), 1e-6)
-  return lambda batch: (np.asarray(score(batch)) - mean) / std
 
 
 def ppo(world: World, score: Score, beta: float, iterations: int) -> list[dict[str, float]]:
@@ -226,7 +228,7 @@ def dpo(world: World, pairs: int, beta: float, steps: int) -> dict[str, float]:
   """Trains the reference by DPO; returns KL and gold of 1,024 answers."""
   data = world.pairs(pairs)
   for side in ("chosen", "rejected"):
-    data[f"ref_{side}"] = np.asarray(LOGPS(world.reference, data[side])).sum(1)
+    data[f"ref_{side}"] = world.logps(data[side])
   rng = np.random.default_rng(world.seed)
 
   def batch(_: int) -> Batch:
@@ -237,8 +239,8 @@ def dpo(world: World, pairs: int, beta: float, steps: int) -> dict[str, float]:
   loss_fn = objectives.logratio_pairs(training.decoder_apply(MODEL), loss)
   params = fit(loss_fn, MODEL, batch, steps, world.seed, lr=1e-3, start=world.reference)
   drawn = world.draw(1024, 7000, params)
-  gaps_BN = drawn["sampler_logps"] - np.asarray(LOGPS(world.reference, drawn))
-  return {"kl": float(gaps_BN.sum(1).mean()), "gold": float(world.gold(drawn).mean())}
+  gaps_B = drawn["sampler_logps"].sum(1) - world.logps(drawn)
+  return {"kl": float(gaps_B.mean()), "gold": float(world.gold(drawn).mean())}
 
 
 def _walks(chain: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:

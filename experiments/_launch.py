@@ -131,8 +131,12 @@ def load_config(path: str) -> Any:
   """
   name, *variant = path.split(":", 1)
   file = pathlib.Path(name)
+  if file.is_dir():
+    known = ", ".join(sorted(p.stem for p in file.glob("[!_]*.py")))
+    raise UserError(f"--config must name a file of configs/{file.name}/; there are: {known}")
   if not file.is_file():
-    known = nearest(file.stem, [p.stem for p in CONFIGS.glob("[!_]*.py")])
+    own = file.parent if file.parent.resolve().parent == CONFIGS else CONFIGS
+    known = nearest(file.stem, [p.stem for p in own.glob("[!_]*.py")])
     raise UserError(f"--config={path}: no file {name}{known}")
   module_spec = importlib.util.spec_from_file_location("_config_of_launch", file)
   if module_spec is None or module_spec.loader is None:

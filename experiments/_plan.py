@@ -95,11 +95,13 @@ def shape_of(cfg: Any, part: Any) -> tuple[config.Model | None, str]:
       note = f"a vocabulary of {vocab_size} is assumed, as {part.prepared} is not prepared yet"
     vocab_size += 100 if part.model.encoder_layers else 0  # Sentinels: data/seq2seq.py.
     return dataclasses.replace(part.model, vocab_size=vocab_size), note
-  saved = pathlib.Path(part.init) / "model.json"
+  whole = isinstance(cfg, config.Recipe)  # All of its stages train the same decoder.
+  field, init = ("base", cfg.base) if whole else ("init", part.init)
+  saved = pathlib.Path(init) / "model.json"
   if not saved.exists() and any(saved.parent.glob("*.safetensors")):
-    return None, f"cost unknown, as --config.init={part.init} is a folder of Hugging Face"
+    return None, f"cost unknown, as --config.{field}={init} is a folder of Hugging Face"
   if not saved.exists():
-    return None, f"cost unknown, as --config.init={part.init} holds no trained model yet"
+    return None, f"cost unknown, as --config.{field}={init} holds no trained model yet"
   return config.Model(**json.loads(saved.read_text())), ""
 
 

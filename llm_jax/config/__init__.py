@@ -8,6 +8,7 @@ from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
 from llm_jax.config.model import Lora, Model
 from llm_jax.config.online import Grpo, Online, Ppo
 from llm_jax.config.pipeline import Evaluate, Pipeline, Preferences
+from llm_jax.config.recipe import Recipe
 from llm_jax.config.training import (
   Corruption,
   Dpo,
@@ -44,6 +45,7 @@ __all__ = [
   "Prepare",
   "Pretrain",
   "Reader",
+  "Recipe",
   "Rejection",
   "Reward",
   "Rlaif",

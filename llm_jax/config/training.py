@@ -168,6 +168,7 @@ class Sft(Stage):
   data: tuple[str, ...] = ()  # Files, or file=weight; (): the questions of `prepared`.
   validation: float = 0.02  # Fraction of prompts of `data` that is held out; 0: none.
   validation_data: tuple[str, ...] = ()  # Files that are held out, in the place of a fraction.
+  packed: bool = True  # False: a row is one conversation, as in recipes that count them in a batch.
   neftune: float = 0.0  # Alpha of the noise on embeddings (arXiv:2310.05914): 5 is usual; 0: none.
   input_length: int = 0  # Tokens that an encoder reads; 0: `length`, which is that of the answers.
   lora: Lora = field(default_factory=Lora)

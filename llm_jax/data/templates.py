@@ -160,6 +160,14 @@ TEMPLATES: dict[str, Template] = {
     (BOS,),
     *_alike(lambda role: Turn((f"<|{role}|>\n",), (EOS,), ("\n",))),
   ),
+  "tulu": Template(
+    "Wang et al., arXiv:2306.04751, and the model cards of Tulu 2: as Zephyr's, but only what the "
+    "assistant says is ended by the eos",
+    (BOS,),
+    Turn(("<|system|>\n",), (), ("\n",)),
+    Turn(("<|user|>\n",), (), ("\n",)),
+    Turn(("<|assistant|>\n",), (EOS,), ("\n",)),
+  ),
   "vicuna": Template(
     'conversation "vicuna_v1.1" of FastChat (Zheng et al., arXiv:2306.05685), whose system text is '
     "the default; its tokenizer puts the bos first",

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-token prediction on the answers of conversations."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llm_jax import config, spec
@@ -10,7 +10,7 @@ from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.losses import objectives
 from llm_jax.stages import own, runs, seq2seq, training
 from llm_jax.train import loop, parallel
-from llm_jax.types import TrainState
+from llm_jax.types import Batch, TrainState
 
 
 def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> TrainState:
@@ -43,10 +43,19 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     loss_fn=objectives.next_token(noisy, token_loss),
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(_packed(train, cfg, seed=cfg.seed, epochs=-1)),
+    feed=loop.IteratorFeed(_endless(train, cfg)),
     evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
     adapters=training.adapters(cfg.lora),
+  )
+
+
+def _endless(rows: Sequence[Any], cfg: config.Sft) -> Iterator[Batch]:
+  """Batches to train on; held out rows are packed either way, as their mean is by token."""
+  if cfg.packed:
+    return _packed(rows, cfg, seed=cfg.seed, epochs=-1)
+  return batches.examples(
+    rows, lambda part: batches.lm_batch(part, cfg.length), cfg.batch, cfg.seed
   )
 
 

@@ -49,6 +49,8 @@ PUBLISHED = {
   "<|im_end|>\n<|im_start|>assistant\nA tuple never changes.<|im_end|>",
   "zephyr": "<s><|system|>\nBe short.</s>\n<|user|>\nWhat is a list?</s>\n<|assistant|>\nA list is "
   "banana.</s>\n<|user|>\nAnd a tuple of 12?</s>\n<|assistant|>\nA tuple never changes.</s>",
+  "tulu": "<s><|system|>\nBe short.\n<|user|>\nWhat is a list?\n<|assistant|>\nA list is "
+  "banana.</s>\n<|user|>\nAnd a tuple of 12?\n<|assistant|>\nA tuple never changes.</s>",
   "vicuna": "<s>Be short. USER: What is a list? ASSISTANT: A list is banana.</s>USER: And a tuple "
   "of 12? ASSISTANT: A tuple never changes.</s>",
   "alpaca": "<s>Be short.\n\n### Instruction:\nWhat is a list?\n\n### Response:A list is banana."
@@ -63,6 +65,7 @@ PUBLISHED = {
 }
 HEADERS = {
   "llm_jax": "<|assistant|>", "llama-2": "[/INST]", "zephyr": "\n<|assistant|>\n",
+  "tulu": "\n<|assistant|>\n",
   "llama-3": "<|start_header_id|>assistant<|end_header_id|>\n\n", "vicuna": " ASSISTANT:",
   "chatml": "\n<|im_start|>assistant\n", "alpaca": "\n\n### Response:", "mistral": " [/INST]",
   "mistral-v3": "[/INST]", "gemma": "\n<start_of_turn>model\n",
@@ -332,7 +335,7 @@ def test_cuts_of_a_model_that_puts_spaces_first(get, name):
 def test_transformers_agrees_on_clean_texts(get, folder, kind, name):
   transformers = pytest.importorskip("transformers", reason="needs the extra [parity]")
   tokenizer, out = get(kind, name), folder / f"{kind}-{name}-out"
-  if kind == "trained" and name == "zephyr":
+  if kind == "trained" and name in ("zephyr", "tulu"):
     with pytest.raises(UserError, match=r"writes <\|system\|> as text, which is a control token"):
       tokenizer_export.export(tokenizer, out)
     return

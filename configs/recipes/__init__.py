@@ -1,0 +1,1 @@
+"""Published pipelines of post-training, one a file; `:tiny` runs any of them in a minute."""

@@ -28,14 +28,19 @@ def adamw(lr: float, schedule: str, warmup: int = 0, **fields: Any) -> config.Op
 
 
 def tiny(cfg: Recipe) -> Recipe:
-  """Cuts every stage to a few updates of a few short rows; losses and conventions stay."""
+  """Cuts every stage to a few updates of a few short rows, at a rate for a small model.
+
+  Chain, losses and conventions stay.
+  """
   for stage in cfg.stages().values():
     if isinstance(stage, config.Stage):
       stage.steps = stage.batch = 8
       stage.length = 256
       stage.log_every, stage.eval_every, stage.checkpoint_every = 2, 8, 8
-      # Published rates are for billions of parameters.
-      stage.optimizer.lr, stage.optimizer.warmup = 1e-3, 2
+      # Published rates and their schedules are for billions of parameters and thousands of updates.
+      stage.optimizer = config.Optimizer(
+        name=stage.optimizer.name, lr=1e-3, schedule="constant", warmup=2
+      )
     if isinstance(stage, config.Ppo):
       stage.rollouts, stage.ptx_batch = 16, 8
     if isinstance(stage, config.Rejection):

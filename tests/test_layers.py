@@ -102,7 +102,7 @@ def test_the_rule_finds_what_it_forbids():
 
 def test_configs_import_configs_only():
   for path in files("configs"):
-    allowed = {"configs", "llm_jax.config", "llm_jax.errors", "llm_jax.models"}
+    allowed = {"configs", "llm_jax.config", "llm_jax.errors", "llm_jax.models", "dataclasses"}
     for name in imports(tree(path)):
       assert name in allowed or name.startswith(tuple(f"{a}." for a in allowed)), relative(path)
 

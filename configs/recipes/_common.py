@@ -1,11 +1,8 @@
 """What the recipes share: their variants, an optimizer as most have it, and the cut to a trial."""
 
-from typing import Any, TypeVar
-
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
 
-Recipe = TypeVar("Recipe", bound=config.Recipe)
 HELD_OUT = 0.005  # Of the prompts, so that there is something to see: most papers hold out none.
 
 
@@ -21,13 +18,13 @@ def check(name: str, variant: str) -> None:
     )
 
 
-def adamw(lr: float, schedule: str, warmup: int = 0, **fields: Any) -> config.Optimizer:
+def adamw(lr: float, schedule: str, warmup: int = 0, **fields) -> config.Optimizer:
   """Returns AdamW with PyTorch's moments and no decay, gradients clipped to a norm of 1."""
-  given: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "clip": 1.0, "weight_decay": 0.0} | fields
+  given = {"beta1": 0.9, "beta2": 0.999, "clip": 1.0, "weight_decay": 0.0} | fields
   return config.Optimizer(lr=lr, schedule=schedule, warmup=warmup, **given)
 
 
-def tiny(cfg: Recipe) -> Recipe:
+def tiny(cfg: config.Recipe) -> None:
   """Cuts every stage to a few updates of a few short rows, at a rate for a small model.
 
   Chain, losses and conventions stay.
@@ -54,4 +51,3 @@ def tiny(cfg: Recipe) -> Recipe:
       stage.sampling.max_new = 16
     if isinstance(stage, config.Rejection | config.Ppo):
       stage.prompt_length = 128
-  return cfg

@@ -87,3 +87,14 @@ def test_without_files_the_questions_are_as_they_were(prepared, start):
   train, apart = own.conversations(cfg, lambda q: sft.example(coder, q, cfg.length), None)
   assert train == [sft.example(coder, q, cfg.length) for q in runs.asked(str(prepared), "train")]
   assert list(apart) == ["questions"] and len(apart["questions"]) == 24
+
+
+def test_unpacked_a_batch_counts_conversations(prepared):
+  rows = [([1, 10 + i, 40 + i], [0, 1, 1]) for i in range(16)]
+  cfg = tiny(config.Sft, prepared, packed=False)
+  stream = sft._endless(rows, cfg)
+  first, second = next(stream), next(stream)
+  assert first["tokens"].shape == (8, cfg.length)
+  assert first["segments"].max() == 1 and first["mask"].sum() == 16
+  ends = [batch["targets"][:, 1].tolist() for batch in (first, second)]
+  assert sorted(ends[0] + ends[1]) == [40 + i for i in range(16)]

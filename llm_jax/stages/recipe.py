@@ -16,6 +16,7 @@ from llm_jax.stages import pipeline, runs
 from llm_jax.train import metrics
 
 _FINISHED = "finished.json"
+_QUESTIONS = 256  # Of which examples are made: DPO reads all of them before it begins.
 _FILES = ("data", "eval_data", "validation_data", "preferences", "labels")
 # Figures of a stage that the table at the end shows, where it has them; all are in summary.json.
 _SHOWN = {
@@ -46,7 +47,7 @@ def run(cfg: config.Recipe, workdir: str) -> dict[str, Any]:
   check(cfg)
   stages = cfg.connected(str(root), _with_template(cfg, root))
   if names := _examples(cfg):
-    examples.write(root / "examples", names, runs.asked(cfg.prepared, "train"))
+    examples.write(root / "examples", names, runs.asked(cfg.prepared, "train")[:_QUESTIONS])
   clock = pipeline.Clock(root / "time.json")
   for name, stage in stages.items():
     directory = root / name

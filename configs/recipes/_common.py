@@ -38,6 +38,8 @@ def tiny(cfg: config.Recipe) -> None:
       stage.optimizer = config.Optimizer(
         name=stage.optimizer.name, lr=1e-3, schedule="constant", warmup=2
       )
+    if isinstance(stage, config.Sft | config.Reward | config.Dpo):
+      stage.validation = 0.1
     if isinstance(stage, config.Ppo):
       stage.rollouts, stage.ptx_batch = 16, 8
     if isinstance(stage, config.Rejection):

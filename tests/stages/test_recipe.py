@@ -159,8 +159,14 @@ def test_an_example_is_read_in_its_format_and_loses_nothing(name, format, kind, 
     assert {item.margin for item in table.items} == {3.0, 6.0}
 
 
+# Chains of the same stages in another order or with other numbers are "slow": they compile anew.
+_ALWAYS = ("alpaca", "instructgpt", "zephyr")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=() if n in _ALWAYS else pytest.mark.slow) for n in NAMES]
+)
 def test_a_trial_of_every_recipe_runs_through(name, prepared, start, tmp_path, capsys):
   cfg = loaded(name, ":tiny")
   cfg.prepared, cfg.base = str(prepared), start

@@ -59,10 +59,10 @@ def _curves(found: dict, curve: str, title: str, pairs: int) -> Html:
     color, mean = _COLORS[size], sorted(one["mean"], key=_d)
     marks.append(_line(axes, [_d(p) for p in mean], [p["proxy"] for p in mean], color, "faint"))
     marks.append(_line(axes, [_d(p) for p in mean], [p["gold"] for p in mean], color))
-    fit, most = one["fit"]["gold"], _d(mean[-1])
-    xs = [most * k / 40 for k in range(1, 41)]
-    ys = [x * (fit["a"] - fit["b"] * (x if curve == "best_of" else math.log(x))) for x in xs]
-    marks.append(_line(axes, xs, ys, color, "fit"))
+    if fit := one["fit"]["gold"]:
+      xs = [_d(mean[-1]) * k / 40 for k in range(1, 41)]
+      ys = [x * (fit["a"] - fit["b"] * (x if curve == "best_of" else math.log(x))) for x in xs]
+      marks.append(_line(axes, xs, ys, color, "fit"))
     legend.append((color, size if i else f"{size} (faint: proxy; dashed: fit)"))
   return _panel(axes, marks, title, legend)
 

@@ -147,25 +147,30 @@ class _Seed:
     return found
 
 
-def fitted(points: Sequence[dict[str, float]], log: bool, value: str = "gold") -> dict[str, float]:
+def fitted(points: Sequence[dict[str, float]], log: bool, value: str = "gold") -> dict | None:
   """Returns a, b of d (a - b d), or of d (a - b log d), by least squares, and R^2.
 
   Args:
     points: with "kl" in nats and `value`; those within 0.01 nats of the reference are left out.
     log: which.
     value: what is fitted.
+
+  Returns:
+    {"a", "b", "peak", "r2"}; the peak, a d, is None of a curve without one. None: too few points.
   """
   kept = [p for p in points if p["kl"] > 0.01]
+  if len(kept) < 3:
+    return None
   d = np.sqrt([p["kl"] for p in kept])
   y = np.array([p[value] for p in kept])
   design = np.stack([d, -d * (np.log(d) if log else d)], 1)
   (a, b), *_ = np.linalg.lstsq(design, y, rcond=None)
   rest = y - design @ (a, b)
-  peak = math.exp(min(a / b - 1, 50.0)) if log and b > 0 else a / (2 * b) if b > 0 else math.inf
-  return {
-    "a": float(a), "b": float(b), "peak": float(peak),
-    "r2": float(1 - (rest**2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-12)),
-  }  # fmt: skip
+  peak = None
+  if b > 1e-6:
+    peak = math.exp(min(a / b - 1, 50.0)) if log else float(a / (2 * b))
+  spread = max(((y - y.mean()) ** 2).sum(), 1e-12)
+  return {"a": float(a), "b": float(b), "peak": peak, "r2": float(1 - (rest**2).sum() / spread)}
 
 
 def _joined(parts: Sequence[dict]) -> dict:
@@ -233,7 +238,9 @@ def table(found: dict) -> str:
   lines += ["", "| proxy | pairs | best-of-n a, b, R2 | PPO, no KL a, b, R2 |", "|---|--:|--:|--:|"]
   for name, one in found["proxies"].items():
     fits = [one[curve]["fit"]["gold"] for curve in ("best_of", "ppo")]
-    cells = [f"{fit['a']:.2f}, {fit['b']:.2f}, {fit['r2']:.2f}" for fit in fits]
+    cells = [
+      f"{fit['a']:.2f}, {fit['b']:.2f}, {fit['r2']:.2f}" if fit else "too near" for fit in fits
+    ]
     lines.append("| " + " | ".join([*name.split("/"), *cells]) + " |")
   lines += ["", f"| control, PPO with beta {BETA} | accuracy | KL | proxy | gold |",
             "|---|--:|--:|--:|--:|"]  # fmt: skip

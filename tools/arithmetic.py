@@ -141,7 +141,8 @@ def _figures(root: pathlib.Path, cfg: config.Grpo) -> dict[str, float]:
   for name in ("sft", "grpo", "grpo_constant", "sft_more"):
     asking = dataclasses.replace(cfg, init=str(root / name), score="exact")
     collect = grpo.Collector.load(asking, parallel.make(cfg.mesh), None)
-    found[name] = collect.measure(collect.reference, held_out)["score"]
+    measured = collect.actor.measure(collect.reference, held_out, cfg.prompts)
+    found[name] = measured["score"]
   guess = Counter(row.truth for row in train).most_common(1)[0][0]
   found["frequent"] = statistics.fmean(row.truth == guess for row in held_out)
   return found | {"lift": 100 * (found["grpo"] - found["sft"])}

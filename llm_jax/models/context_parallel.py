@@ -47,6 +47,8 @@ def attend(
 
   def local(q, k, v, segments, key_segments):
     first = start + sharding.offset(q.shape[1], over)
+    # Every device has a gradient of its own for the keys that it was given: they are added up.
+    k, v = jax.lax.pcast((k, v), over, to="varying")
     return attended(q, k, v, segments=segments, key_segments=key_segments, start=first)
 
   split = lambda name, size: None if size % sharding.ways(name) else sharding.axes(name)  # noqa: E731

@@ -59,11 +59,14 @@ def learner_logps(model, params, rollout, temperature=1.0):
 
 
 @pytest.mark.parametrize(
-  "fields",
-  [{}, {"scan": True}, {"position": "learned", "norm": "layernorm", "mlp": "plain", "bias": True}],
+  ("fields", "temperature"),
+  [
+    ({}, 0.7),
+    ({"scan": True}, 1.0),
+    ({"position": "learned", "norm": "layernorm", "mlp": "plain", "bias": True}, 0.7),
+  ],
   ids=["llama", "scan", "gpt2"],
 )
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):
   model, params = make(**fields)
   rollout = run(model, params, temperature=temperature)

@@ -53,14 +53,15 @@ def test_padding_and_other_segments_do_not_change_a_segments_noise():
   np.testing.assert_array_equal(got[0], got[2])
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize(
+  ("scan", "position"), [(False, "rope"), pytest.param(True, "learned", marks=pytest.mark.long)]
+)
 def test_noise_acts_on_training_alone_and_zero_is_the_model(scan, position):
   model = Transformer.from_config(dataclasses.replace(SHAPE, scan=scan, position=position))
   params = parameters(model)
 
   def hidden(rng=KEY, **how):
-    return training.decoder_apply(model, **how)(params, batch(), rng).hidden
+    return jax.jit(training.decoder_apply(model, **how))(params, batch(), rng).hidden
 
   plain = hidden()
   np.testing.assert_array_equal(hidden(train=True), plain)
@@ -79,11 +80,11 @@ def test_noise_is_that_on_the_embedding():
   params = jax.device_get(parameters(model))
   one = {"tokens": np.array([[3]]), "positions": np.zeros((1, 1), np.int32),
          "segments": np.ones((1, 1), np.int32)}  # fmt: skip
-  noisy = training.decoder_apply(model, train=True, neftune=2.0)(params, one, KEY).hidden
+  noisy = jax.jit(training.decoder_apply(model, train=True, neftune=2.0))(params, one, KEY).hidden
   table = np.array(params["embedding"])
   drawn = model.bind({"params": params}, rngs={"noise": jax.random.fold_in(KEY, 1)})
   table[3] += np.asarray(noise.neftune(drawn.make_rng("noise"), one["segments"], 16, 2.0))[0, 0]
-  shifted = training.decoder_apply(model)({**params, "embedding": table}, one, KEY).hidden
+  shifted = jax.jit(training.decoder_apply(model))({**params, "embedding": table}, one, KEY).hidden
   np.testing.assert_allclose(noisy, shifted, rtol=1e-5, atol=1e-6)
 
 
@@ -96,5 +97,5 @@ def test_an_adapter_learns_under_noise():
   def loss(own):
     return jnp.square(apply({**params, lora.KEY: own}, lm, KEY).hidden).sum()
 
-  grads = jax.grad(loss)(params[lora.KEY])
+  grads = jax.jit(jax.grad(loss))(params[lora.KEY])
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)) > 0

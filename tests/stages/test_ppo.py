@@ -20,6 +20,7 @@ from llm_jax.train.metrics import read
 from llm_jax.types import Mean
 from tests.stages.conftest import ppo_config
 
+LONG = functools.partial(pytest.param, marks=pytest.mark.long)
 SHAPE = config.Model(31, 16, 2, 2)
 RNG = np.random.default_rng(0)
 BATCH = {
@@ -50,7 +51,7 @@ def moved(params):
   )
 
 
-@pytest.mark.parametrize("critic", ["reward", "policy", "shared"])
+@pytest.mark.parametrize("critic", [LONG("reward"), "policy", LONG("shared")])
 def test_the_reference_is_the_policy_without_its_adapter(critic):
   made, params = roles(critic, rank=2)
   annotate = jax.jit(functools.partial(made.annotate, temperature=1.0))
@@ -65,7 +66,8 @@ def test_the_reference_is_the_policy_without_its_adapter(critic):
 
 def test_the_sampler_s_log_probs_may_stand_for_the_learner_s():
   made, params = roles()
-  found = made.annotate(params, params["policy"], BATCH, 1.0, sampled=True)
+  annotate = jax.jit(functools.partial(made.annotate, temperature=1.0, sampled=True))
+  found = annotate(params, params["policy"], BATCH)
   np.testing.assert_array_equal(found["old_logps"], BATCH["sampler_logps"] * BATCH["mask"])
   np.testing.assert_array_equal(found["old_logps"][:, :3], 0)
 

@@ -125,11 +125,12 @@ def with_critic():
   cfg = config.Ppo(rollouts=ROWS, missing_end_penalty=0.0, lam=0.95)
   label, own = labels.actor_critic(cfg), roles.Roles.of(cfg, MODEL.cfg, MODEL.cfg)
   first = {"policy": reference(), "critic": heads.critic_from_decoder(reference())}
+  annotate = jax.jit(functools.partial(own.annotate, temperature=1.0))
 
   def make_batch(params, i):
     rollout = roll(params["policy"], i)
     batch = rollout_to_batch(rollout)
-    batch |= own.annotate(params, reference(), batch, 1.0)
+    batch |= annotate(params, reference(), batch)
     return label(batch, REWARD[answers_of(rollout)], jnp.ones(ROWS), BETA)[0]
 
   objective = objectives.actor_critic(

@@ -3,7 +3,7 @@
 Only the standard library is imported, so that `--help` answers at once. A path of "" means "none".
 """
 
-from llm_jax.config.aligning import Judge, OnlineDpo, Rejection, Rlaif
+from llm_jax.config.aligning import Agreement, Judge, OnlineDpo, Rejection, Rlaif
 from llm_jax.config.data import Mixture, Pack, Prepare, Reader, Tokenizer
 from llm_jax.config.model import Lora, Model
 from llm_jax.config.online import Grpo, Online, Ppo
@@ -25,6 +25,7 @@ from llm_jax.config.training import (
 HOW = ("workers", "engine", "beam_runner", "beam_options", "mesh")
 
 __all__ = [
+  "Agreement",
   "Corruption",
   "Dpo",
   "Evaluate",

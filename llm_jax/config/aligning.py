@@ -222,3 +222,39 @@ class Rlaif:
       raise UserError(
         "config.judge.run or config.judge.endpoint must name who compares the answers"
       )
+
+
+@dataclasses.dataclass
+class Agreement:
+  """How often a score, or a judge, prefers the answer of two that people prefer."""
+
+  seed: int = 0
+  data: tuple[str, ...] = ()  # Files of preferences in any format: LLMBar, PandaLM, HH, ...
+  score: str = ""  # Reward models, or any other score (stages/rewards.py); "": the judge is asked.
+  prepared: str = "runs/quickstart/prepare"  # Has the tokenizer.
+  length: int = 512  # Tokens that reward models read; a longer conversation loses its oldest.
+  rows: int = 16  # Pairs of a call.
+  principles: str = "configs/data/principles.json"
+  drawn: int = 1  # Principles by which the judge compares a pair, in both orders each.
+  judge: Judge = field(default_factory=Judge)
+  mesh: Mesh = field(default_factory=Mesh)
+
+  def validate(self) -> None:
+    """Checks that there is something to compare, and one who does it.
+
+    Raises:
+      UserError: one line that names the fields and the remedy.
+    """
+    if not self.data:
+      raise UserError(
+        """config.data is empty: name files of preferences, --config.data='("pairs.jsonl",)'"""
+      )
+    judged = bool(self.judge.run or self.judge.endpoint)
+    if judged == bool(self.score):
+      raise UserError(
+        "set either config.score or one of config.judge.run and config.judge.endpoint: they say "
+        "who compares the answers"
+      )
+    for name in ("length", "rows", "drawn"):
+      if getattr(self, name) < 1:
+        raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")

@@ -42,7 +42,7 @@ def splits(
   path = pathlib.Path(cfg.preferences)
   found = {split: _file(path, split) for split in ("train", "validation")}
   one = len(entries) < 2 and not (path.is_file() or "=" in path.name or path.suffix in _ENDS)
-  if one and (not found["train"] or _made_here(found["train"])):
+  if one and (not found["train"] or made_here(found["train"])):
     both = (load(cfg.preferences, "train", cfg.kinds),
             load(cfg.preferences, "validation", "" if every_kind else cfg.kinds))  # fmt: skip
     return tuple(
@@ -110,7 +110,7 @@ def _file(directory: pathlib.Path, split: str) -> pathlib.Path | None:
   return next((p for s in _SUFFIXES if (p := directory / f"{split}{s}").is_file()), None)
 
 
-def _made_here(path: pathlib.Path) -> bool:
+def made_here(path: pathlib.Path) -> bool:
   """Tells whether a file is one that `preferences.write` wrote."""
   if path.suffix != ".jsonl":
     return False

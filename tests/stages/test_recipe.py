@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from configs import sft as supervised
 from configs.recipes import _common
 from experiments import _launch
 from llm_jax import config
@@ -45,6 +46,15 @@ def test_every_recipe_is_valid_and_its_links_lead_to_earlier_stages(name, varian
   assert {s.prepared for s in stages.values()} == {cfg.prepared}
   examples.check(recipe._examples(cfg))
   assert bool(variant) != any(True for s in cfg.stages().values() for _ in recipe._files(s))
+
+
+@pytest.mark.parametrize("name", supervised.PUBLISHED)
+def test_supervised_fine_tuning_has_the_settings_of_a_recipe_by_name(name):
+  cfg = supervised.get_config(name)
+  cfg.validate()
+  of_recipe = supervised.PUBLISHED[name].get_config().sft
+  changed = {"init": cfg.init, "data": ()}
+  assert cfg == dataclasses.replace(of_recipe, **changed) and "@" not in cfg.init
 
 
 @pytest.mark.parametrize("name", NAMES)

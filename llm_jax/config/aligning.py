@@ -4,36 +4,29 @@ import dataclasses
 import re
 from dataclasses import field
 
-from llm_jax.config.training import Mesh, Sampling, Stage
+from llm_jax.config.online import Drawing
+from llm_jax.config.training import Mesh, Sampling
 from llm_jax.errors import UserError, nearest
 
 NO_LEAST = -1e9  # A score that none is below.
 
 
 @dataclasses.dataclass
-class Asking(Stage):
-  """What stages have in common that draw answers from the policy and score them."""
+class Asking(Drawing):
+  """What rejection sampling and online DPO have in common: they choose among scored answers."""
 
   score: str = "reward_model(run='runs/quickstart/reward')"  # Or a sum (stages/rewards.py).
-  init: str = "runs/quickstart/sft"
-  data: tuple[str, ...] = ()  # Files of conversations to ask from; (): the prepared questions.
-  eval_data: tuple[str, ...] = ()  # Their answers are scored every eval_every steps; (): none.
-  eval_questions: int = 256  # Of eval_data.
-  prompt_length: int = 64  # Tokens; a longer prompt loses its oldest.
   prompts: int = 32  # Of one call of the sampler.
   samples: int = 8  # Answers to each of them.
-  sampling: Sampling = field(default_factory=Sampling)
 
   def validate(self) -> None:
-    """Checks what the other stages check, and that there is something to choose from.
+    """Checks what other stages check that draw answers, and that there is something to choose from.
 
     Raises:
       UserError: one line that names the field and the remedy.
     """
     super().validate()
-    for name in ("prompts", "prompt_length", "eval_questions"):
-      if getattr(self, name) < 1:
-        raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+    self._check_least(1, "prompts")
     if self.samples < 2:
       raise UserError(
         f"config.samples must be at least 2, or there is nothing to choose from; got {self.samples}"
@@ -110,13 +103,8 @@ class OnlineDpo(Asking):
         f"config.prompts={self.prompts} must be a multiple of config.batch={self.batch}: a prompt "
         "gives a pair"
       )
-    if self.epochs < 1:
-      raise UserError(f"config.epochs must be at least 1, got {self.epochs}")
-    known = ("fixed", "iteration")
-    if self.reference not in known:
-      raise UserError(
-        f'config.reference="{self.reference}" is unknown{nearest(self.reference, known)}'
-      )
+    self._check_least(1, "epochs")
+    self._check_known("reference", "fixed", "iteration")
 
 
 @dataclasses.dataclass

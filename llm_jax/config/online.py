@@ -9,11 +9,8 @@ from llm_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass
-class Online(Stage):
-  """What they have in common: what is asked, how answers are drawn, what those that stop short get.
-
-  A score is a function's name, or a sum (stages/rewards.py).
-  """
+class Drawing(Stage):
+  """What stages have in common that draw answers from the model that they train."""
 
   init: str = "runs/quickstart/sft"
   data: tuple[str, ...] = ()  # Files of conversations to ask from; (): the prepared questions.
@@ -21,27 +18,15 @@ class Online(Stage):
   eval_questions: int = 256  # Of eval_data.
   prompt_length: int = 64  # Tokens; a longer prompt loses its oldest.
   sampling: Sampling = field(default_factory=Sampling)
-  epochs: int = 1
-  entropy_coef: float = 0.0
-  missing_end: str = "subtract"  # Or "replace": an answer that does not end has -penalty for score.
-  missing_end_penalty: float = 0.0
-  max_approxkl: float = 0.0  # Early stop of an iteration's remaining updates; 0: never.
 
   def validate(self) -> None:
-    """Checks what every stage checks, and how answers are drawn.
+    """Checks what every stage checks, and what is asked.
 
     Raises:
-      UserError: one line that names the fields and the remedy.
+      UserError: one line that names the field and the remedy.
     """
     super().validate()
-    self._check_least(1, "epochs", "prompt_length", "eval_questions")
-    self._check_least(0, "missing_end_penalty", "max_approxkl")
-    self._check_known("missing_end", "subtract", "replace")
-    if self.sampling.temperature <= 0 or self.sampling.top_k or self.sampling.top_p < 1:
-      raise UserError(
-        "config.sampling must have a temperature above 0, top_k=0 and top_p=1: the policy learns "
-        "from the whole distribution, so answers must be drawn from it"
-      )
+    self._check_least(1, "prompt_length", "eval_questions")
 
   def _check_least(self, least: int, *names: str) -> None:
     for name in names:
@@ -54,6 +39,36 @@ class Online(Stage):
     value = getattr(self, name)
     if value not in values:
       raise UserError(f'config.{name}="{value}" is unknown{nearest(value, values)}')
+
+
+@dataclasses.dataclass
+class Online(Drawing):
+  """What PPO and GRPO have in common: how often they learn, what answers that stop short get.
+
+  A score is a function's name, or a sum (stages/rewards.py).
+  """
+
+  epochs: int = 1
+  entropy_coef: float = 0.0
+  missing_end: str = "subtract"  # Or "replace": an answer that does not end has -penalty for score.
+  missing_end_penalty: float = 0.0
+  max_approxkl: float = 0.0  # Early stop of an iteration's remaining updates; 0: never.
+
+  def validate(self) -> None:
+    """Checks what other stages check that draw answers, and that nothing cuts their distribution.
+
+    Raises:
+      UserError: one line that names the fields and the remedy.
+    """
+    super().validate()
+    self._check_least(1, "epochs")
+    self._check_least(0, "missing_end_penalty", "max_approxkl")
+    self._check_known("missing_end", "subtract", "replace")
+    if self.sampling.temperature <= 0 or self.sampling.top_k or self.sampling.top_p < 1:
+      raise UserError(
+        "config.sampling must have a temperature above 0, top_k=0 and top_p=1: the policy learns "
+        "from the whole distribution, so answers must be drawn from it"
+      )
 
 
 @dataclasses.dataclass

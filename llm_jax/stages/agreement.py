@@ -65,28 +65,25 @@ def run(
     UserError: if something is missing, or there is no pair.
   """
   cfg.validate()
-  out, tokenizer, place = (
-    pathlib.Path(workdir),
-    runs.tokenizer(cfg.prepared),
-    parallel.make(cfg.mesh),
-  )
+  out, place = pathlib.Path(workdir), parallel.make(cfg.mesh)
+  tokenizer = runs.tokenizer(cfg.prepared)
   items = read(cfg, tokenizer)
   constitution = principles.read(cfg.principles)
   inputs: dict[str, Any] = {"items": _digest(items)}
   if score or not (judge or cfg.judge.run or cfg.judge.endpoint):
-    compare, models = _scorer(cfg, score, place, tokenizer)
-    inputs |= {run: parts.fingerprint(model.params) for run, model in models.items()}
-    nats = bool(models)
+    scorer = _scorer(cfg, score, place, tokenizer)
+    inputs |= {run: parts.fingerprint(model.params) for run, model in scorer.models.items()}
+    # Of a sum, or a rule, the difference is no log-odds.
+    compare, nats = _margins(cfg, scorer, tokenizer), bool(scorer.models) and len(scorer.terms) == 1
   else:
     asks = judge if judge else judging.load(cfg.judge, cfg.prepared, place, "judge.run")
     compare, nats = _Asker(asks, constitution, cfg), True
     inputs |= {"principles": [list(principle) for principle in constitution]}
     inputs |= {"judge": checkpoint.fingerprint(cfg.judge.run) if cfg.judge.run else ""}
   kept = parts.Parts(out / "parts", inputs)
-  count = -(-len(items) // cfg.rows)
   rows = kept.rows(
     f"{out.name}: agreement",
-    count,
+    -(-len(items) // cfg.rows),
     lambda i: compare(items[i * cfg.rows : (i + 1) * cfg.rows]),
   )
   found = by_source(items, rows, nats)
@@ -148,23 +145,25 @@ def _digest(items: Sequence[Item]) -> str:
 
 def _scorer(
   cfg: config.Agreement, swapped: Callable | None, place: parallel.Placement, tokenizer: Tokenizer
-) -> tuple[Compare, dict[str, rewards.RewardModel]]:
-  """Returns what gives pairs the difference of two scores, and the reward models in it.
-
-  Their scores stay as they are, not in units of a reference, so that differences are log-odds.
-  """
+) -> rewards.Scores:
+  """Returns the score; reward models in it stay as they are, so that differences are log-odds."""
   text = swapped or cfg.score
   for _, fn in spec.terms_of(spec.resolve(text, rewards.__name__, "score", ("answered",))):
     if getattr(fn, "func", fn) is rewards.judge:
       raise UserError("config.score names a judge: set config.judge.run or config.judge.endpoint")
   ready = rewards.Scores.load(text, place, tokenizer.vocab_size, cfg.prepared)
   ready.normals = dict.fromkeys(ready.models, scores.Normal(0.0, 1.0))
+  return ready
+
+
+def _margins(cfg: config.Agreement, scorer: rewards.Scores, tokenizer: Tokenizer) -> Compare:
+  """Returns what gives pairs the difference of two scores."""
 
   def compare(items: Sequence[Item]) -> list[parts.Row]:
     padded = [*items, *items[-1:] * (cfg.rows - len(items))]  # One shape for the last part too.
     rows = [item.pair.row[side] for item in padded for side in pairs.SIDES]
     width = min(cfg.length, -(-max(_size(item.pair) - 1 for item in items) // _WIDTH) * _WIDTH)
-    total_2N, _ = ready(
+    total_2N, _ = scorer(
       [item.prompt for item in padded for _ in pairs.SIDES],
       [answer for item in padded for answer in item.answers],
       [""] * len(rows),
@@ -173,7 +172,7 @@ def _scorer(
     gaps = total_2N[0::2].astype(np.float64) - total_2N[1::2]
     return [{"margin": float(gap)} for gap in gaps[: len(items)]]
 
-  return compare, ready.models
+  return compare
 
 
 class _Asker(NamedTuple):
@@ -185,7 +184,9 @@ class _Asker(NamedTuple):
 
   def __call__(self, items: Sequence[Item]) -> list[parts.Row]:
     drawn = [
-      principles.draw(self.constitution, self.cfg.drawn, [self.cfg.seed, _number(item.prompt)])
+      principles.draw(
+        self.constitution, self.cfg.drawn, [self.cfg.seed, judging.seed_of(item.prompt)]
+      )
       for item in items
     ]
     texts = [(one.text, two.text) for one, two in (item.answers for item in items)]
@@ -197,10 +198,6 @@ class _Asker(NamedTuple):
         np.log(first_N) - np.log1p(-first_N), said.changed, said.letter, strict=True
       )
     ]
-
-
-def _number(prompt: Messages) -> int:
-  return int.from_bytes(hashlib.sha256(repr(prompt).encode("utf-8", "replace")).digest()[:6], "big")
 
 
 def by_source(
@@ -239,15 +236,12 @@ def measures(
     and where they do not; length_correlation and calibration_error as in stages/reward.py; of a
     judge order_changed and letter_a as in stages/judge.py.
   """
-  margin_N = np.array([row["margin"] for row in rows])
-  right_N = (margin_N > 0) + 0.5 * (margin_N == 0)
-  more_N = np.array(
-    [sum(item.pair.row["chosen"][1]) - sum(item.pair.row["rejected"][1]) for item in items]
-  )
-  common = reward.measures([item.pair for item in items], margin_N)
-  low, high = interval(float(right_N.mean()), len(items))
+  compared, margin_N = [item.pair for item in items], np.array([row["margin"] for row in rows])
+  common, right_N = reward.measures(compared, margin_N), reward.right(margin_N)
+  more_N = reward.longer(compared)
+  low, high = interval(common["accuracy"], len(items))
   found = {"pairs": len(items), "accuracy": common["accuracy"], "low": low, "high": high}
-  found["longer"] = float(((more_N > 0) + 0.5 * (more_N == 0)).mean())
+  found["longer"] = float(reward.right(more_N).mean())
   for name, where_N in (("longer", more_N > 0), ("shorter", more_N < 0)):
     if where_N.any():
       found[f"accuracy_{name}"] = float(right_N[where_N].mean())
@@ -261,11 +255,10 @@ def measures(
 
 def interval(share: float, count: int) -> tuple[float, float]:
   """Returns the score interval of 95 % of a share of `count` trials (Wilson 1927, JASA 22)."""
-  center = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-  half = math.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2) * _Z
-  return max(center - half / (1 + _Z**2 / count), 0.0), min(
-    center + half / (1 + _Z**2 / count), 1.0
-  )
+  whole = 1 + _Z**2 / count
+  center = (share + _Z**2 / (2 * count)) / whole
+  half = _Z * math.sqrt(share * (1 - share) / count + (_Z / (2 * count)) ** 2) / whole
+  return max(center - half, 0.0), min(center + half, 1.0)
 
 
 def _explained(items: Sequence[Item], rows: Sequence[parts.Row]) -> list[parts.Row]:

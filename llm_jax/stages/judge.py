@@ -133,7 +133,7 @@ def win_rates(
   places = [two for group in groups for two in itertools.combinations(group, 2)]
   texts = [answer.text for answer in answered.answers]
   asked = [two for two in places if texts[two[0]] != texts[two[1]]]
-  by = [principles.draw(constitution, drawn, _seed(answered.prompts[i])) for i, _ in asked]
+  by = [principles.draw(constitution, drawn, seed_of(answered.prompts[i])) for i, _ in asked]
   verdicts = compare(
     judge,
     [answered.prompts[i] for i, _ in asked],
@@ -240,6 +240,7 @@ def _groups(prompts: Sequence[Messages]) -> list[list[int]]:
   return [list(group) for _, group in itertools.groupby(numbers, key=lambda i: prompts[i])]
 
 
-def _seed(prompt: Messages) -> int:
+def seed_of(prompt: Messages) -> int:
+  """Returns the seed of the principles by which answers to a prompt are judged, below 2^48."""
   text = "\n".join(m["content"] for m in prompt)
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")

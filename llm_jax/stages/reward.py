@@ -103,11 +103,11 @@ def measures(held_out: Sequence[Compared], margin_N: np.ndarray) -> dict[str, fl
   """
   named = posttraining.bounded([pair.kind for pair in held_out])
   kinds = [dataclasses.replace(p, kind=name) for p, name in zip(held_out, named, strict=True)]
-  longer_N = np.array([sum(p.row["chosen"][1]) - sum(p.row["rejected"][1]) for p in held_out])
+  longer_N = longer(held_out)
   sure_N = np.array([pair.probability for pair in held_out])
   spread = margin_N.std() * longer_N.std()
   return {f"accuracy/{kind}": value for kind, value in accuracies(kinds, margin_N).items()} | {
-    "accuracy": float(_right(margin_N).mean()),
+    "accuracy": float(right(margin_N).mean()),
     "margin": float(margin_N.mean()),
     "calibration_error": calibration_error(margin_N, sure_N),
     "length_correlation": float(np.corrcoef(margin_N, longer_N)[0, 1]) if spread > 0 else 0.0,
@@ -126,19 +126,25 @@ def calibration_error(margin_N: np.ndarray, probability_N: np.ndarray, bins: int
     bins: their number.
   """
   sure_N = 1 / (1 + np.exp(-np.abs(margin_N.astype(np.float64))))
-  right_N = probability_N * _right(margin_N) + (1 - probability_N) * _right(-margin_N)
+  right_N = probability_N * right(margin_N) + (1 - probability_N) * right(-margin_N)
   bin_N = np.minimum(((sure_N - 0.5) * 2 * bins).astype(int), bins - 1)
   gaps = np.bincount(bin_N, sure_N - right_N, bins)
   return float(np.abs(gaps).sum() / len(margin_N))
 
 
-def _right(margin_N: np.ndarray) -> np.ndarray:
+def longer(held_out: Sequence[Compared]) -> np.ndarray:
+  """Returns [N], how many tokens the chosen answer has more than the rejected one."""
+  return np.array([sum(p.row["chosen"][1]) - sum(p.row["rejected"][1]) for p in held_out])
+
+
+def right(margin_N: np.ndarray) -> np.ndarray:
+  """Returns [N], 1 where the chosen answer scores higher, one half where both score the same."""
   return (margin_N > 0) + 0.5 * (margin_N == 0)
 
 
 def accuracies(held_out: Sequence[Pair | Compared], margin_N: np.ndarray) -> dict[str, float]:
   """Fraction of pairs ranked right, by kind of the rejected answer; a tie counts one half."""
-  right_N = _right(margin_N)
+  right_N = right(margin_N)
   kinds = np.array([pair.kind for pair in held_out])
   order = [k for k in KINDS if k in kinds] + sorted(set(kinds) - set(KINDS))
   return {kind: float(right_N[kinds == kind].mean()) for kind in order}

@@ -58,13 +58,10 @@ def learner_logps(model, params, rollout, temperature=1.0):
   return picked * batch["mask"], logits
 
 
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.long), 0.7])
 @pytest.mark.parametrize(
-  ("fields", "temperature"),
-  [
-    ({}, 0.7),
-    ({"scan": True}, 1.0),
-    ({"position": "learned", "norm": "layernorm", "mlp": "plain", "bias": True}, 0.7),
-  ],
+  "fields",
+  [{}, {"scan": True}, {"position": "learned", "norm": "layernorm", "mlp": "plain", "bias": True}],
   ids=["llama", "scan", "gpt2"],
 )
 def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):

@@ -53,9 +53,8 @@ def test_padding_and_other_segments_do_not_change_a_segments_noise():
   np.testing.assert_array_equal(got[0], got[2])
 
 
-@pytest.mark.parametrize(
-  ("scan", "position"), [(False, "rope"), pytest.param(True, "learned", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("position", ["rope", pytest.param("learned", marks=pytest.mark.long)])
 def test_noise_acts_on_training_alone_and_zero_is_the_model(scan, position):
   model = Transformer.from_config(dataclasses.replace(SHAPE, scan=scan, position=position))
   params = parameters(model)

@@ -9,7 +9,7 @@ from configs import agreement as recipe
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.stages import agreement, pairs, reward, runs
-from tests.stages.test_judge import shorter
+from tests.stages.test_judge import failing_once, shorter
 from tests.stages.test_rejection import lines
 
 LONG, SHORT = "Sort all the rows of a table, twice.", "Sort rows."
@@ -83,13 +83,7 @@ def test_a_rule_that_says_nothing_is_right_half_the_time(prepared, tmp_path):
 
 def test_what_is_there_is_not_asked_again(prepared, tmp_path):
   path, calls = write(tmp_path / "pairs.jsonl"), []
-
-  def broken(questions):
-    calls.append(len(questions))
-    if len(calls) == 2:
-      raise UserError("the endpoint is gone")
-    return shorter(questions)
-
+  broken = failing_once(calls)
   with pytest.raises(UserError, match="gone"):
     judged(prepared, path, tmp_path / "a", broken)
   assert not (tmp_path / "a" / "agreement.json").exists()
@@ -113,6 +107,8 @@ def test_a_reward_model_has_the_margins_that_its_own_stage_measures(root, tmp_pa
   np.testing.assert_allclose(sorted(row["margin"] for row in rows), sorted(margin_N), atol=1e-4)
   assert found["all"]["accuracy"] == pytest.approx(np.mean(margin_N > 0), abs=1e-6)
   assert found["all"]["calibration_error"] >= 0
+  cfg.score += " + ended"  # The difference of a sum is no log-odds.
+  assert "calibration_error" not in agreement.run(cfg, tmp_path / "sum")["all"]
 
 
 @pytest.mark.parametrize(

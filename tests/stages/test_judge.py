@@ -31,6 +31,18 @@ def shorter(questions):
   return np.array(found)
 
 
+def failing_once(calls):
+  """`shorter`, that notes in `calls` how much it is asked, and fails at the second call."""
+
+  def asks(questions):
+    calls.append(len(questions))
+    if len(calls) == 2:
+      raise UserError("the endpoint is gone")
+    return shorter(questions)
+
+  return asks
+
+
 def compared(asks, pairs, drawn=2):
   by = [principles.draw(CONSTITUTION, drawn, i) for i in range(len(pairs))]
   return judge.compare(asks, [PROMPT] * len(pairs), pairs, by)

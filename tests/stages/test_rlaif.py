@@ -11,7 +11,7 @@ from llm_jax.data import formats, principles
 from llm_jax.errors import UserError
 from llm_jax.stages import pairs, rlaif, runs
 from tests.stages.conftest import SAMPLING, tiny
-from tests.stages.test_judge import KEY, reply, server, shorter
+from tests.stages.test_judge import KEY, failing_once, reply, server, shorter
 from tests.stages.test_rejection import lines
 
 
@@ -55,13 +55,7 @@ def test_reward_models_and_dpo_read_them_with_their_labels(preferred, prepared):
 
 def test_what_is_there_is_not_asked_again(prepared, start, preferred, tmp_path):
   cfg, calls = made(prepared, start, "prefer"), []
-
-  def broken(questions):
-    calls.append(len(questions))
-    if len(calls) == 2:
-      raise UserError("the endpoint is gone")
-    return shorter(questions)
-
+  broken = failing_once(calls)
   with pytest.raises(UserError, match="gone"):
     rlaif.run(cfg, tmp_path, judge=broken)
   assert not (tmp_path / "train.jsonl").exists()

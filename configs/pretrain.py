@@ -10,12 +10,13 @@ from llm_jax import config
 def get_config() -> config.Pretrain:
   """Returns the default of `experiments.pretrain`."""
   cfg = config.Pretrain()
-  cfg.steps = 800
+  cfg.steps = 560
   cfg.batch = 16
   cfg.length = 128
   cfg.log_every = 25
-  cfg.eval_every = 400
-  cfg.checkpoint_every = 400
+  cfg.eval_every = 280
+  cfg.checkpoint_every = 280
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 4e-3
+  cfg.optimizer.adam_lr = 0.04  # Of the embeddings. At 4e-3, 800 steps are as good as 560 of these.
   return cfg

@@ -32,13 +32,14 @@ def get_config(variant: str = "") -> config.Sft:
     cfg.init, cfg.data = config.Sft().init, ()  # In a recipe they are links to its own parts.
     return cfg
   cfg = config.Sft()
-  cfg.steps = 600
+  cfg.steps = 450
   cfg.batch = 16
   cfg.length = 128
   cfg.log_every = 25
-  cfg.eval_every = 300
-  cfg.checkpoint_every = 300
+  cfg.eval_every = 225
+  cfg.checkpoint_every = 225
   cfg.optimizer.name = "muon"
   cfg.optimizer.lr = 2e-3
+  cfg.optimizer.adam_lr = 0.02
   cfg.optimizer.warmup = 10
   return cfg

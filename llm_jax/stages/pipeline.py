@@ -57,11 +57,9 @@ def run(cfg: config.Pipeline, workdir: str) -> dict[str, Any]:
 
   for name in stages:
     if name not in beside:
-      with clock.elapsed():
-        job(name, cfg.prepare.workers if name == "prepare" else 0)
+      job(name, cfg.prepare.workers if name == "prepare" else 0)
     elif name == LANES[0][0]:
-      with clock.elapsed():
-        lanes.run([[functools.partial(job, n) for n in lane] for lane in LANES])
+      lanes.run([[functools.partial(job, n) for n in lane] for lane in LANES])
   result = summary.build(cfg, root, clock)
   temporary = root / "summary.json.tmp"
   temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -140,6 +138,7 @@ class Clock:
   def __init__(self, path: pathlib.Path):
     """Reads what an earlier attempt left at `path`."""
     self._path, self._lock = path, threading.Lock()
+    self._running, self._counted = 0, 0.0  # Stages, and up to when their time is in the total.
     saved = json.loads(path.read_text()) if path.exists() else {}
     self.seconds: dict[str, float] = saved.get("seconds", {})
     self.total: float = saved.get("total", sum(self.seconds.values()))
@@ -149,36 +148,28 @@ class Clock:
   def measure(self, name: str, workers: int = 0):
     """Adds the time of the block, in which so many `workers` run, also when a signal cuts it."""
     begin, refused = time.monotonic(), False
+    with self._lock:
+      self._counted = self._counted if self._running else begin
+      self._running += 1
     try:
       yield
     except UserError:
       refused = True  # Bad input: nothing was done, nothing is recorded.
       raise
     finally:
-      if not refused:
-        self._record(name, time.monotonic() - begin, workers)
+      with self._lock:
+        self._running -= 1
+        if not refused:
+          self._record(name, begin, workers)
 
-  @contextlib.contextmanager
-  def elapsed(self):
-    """Adds the time of the block, in which stages run, to the total."""
-    begin = time.monotonic()
-    try:
-      yield
-    finally:
-      self.total += time.monotonic() - begin
-      if self.seconds:
-        self._write()
-
-  def _record(self, name: str, seconds: float, workers: int) -> None:
+  def _record(self, name: str, begin: float, workers: int) -> None:
     # Linux counts in KiB. Of all children the largest is known: that many times is a bound. Other
     # stages have none, but a child is counted with its parent's memory when it is forked.
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers else 0
-    with self._lock:
-      self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-      self.peak_gib = max(self.peak_gib, (mine + workers * child) / 2**20)
-      self._write()
-
-  def _write(self) -> None:
+    now = time.monotonic()
+    self.seconds[name] = self.seconds.get(name, 0.0) + now - begin
+    self.total, self._counted = self.total + now - self._counted, now
+    self.peak_gib = max(self.peak_gib, (mine + workers * child) / 2**20)
     found = {"seconds": self.seconds, "total": self.total, "peak_gib": self.peak_gib}
     rundir.write_json(self._path, found)

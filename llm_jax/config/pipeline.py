@@ -46,7 +46,6 @@ class Pipeline:
   """Everything, in order."""
 
   seed: int = 0
-  lanes: bool = True  # On a CPU, stages that do not need one another run at a time.
   prepare: Prepare = field(default_factory=Prepare)
   pretrain: Pretrain = field(default_factory=Pretrain)
   sft: Sft = field(default_factory=Sft)

@@ -13,7 +13,6 @@ from llm_jax.report.markup import (
   dig,
   el,
   join,
-  minus,
   missing,
   number,
   percent,
@@ -24,9 +23,8 @@ from llm_jax.report.markup import (
 )
 
 LEAD = (
-  "Wall-clock time of each stage, compilation and evaluation included; on a CPU, stages that do "
-  "not need one another run at the same time, and take longer each. The command, the seed and the "
-  "versions below are what a second run needs to give the same figures on the same machine."
+  "Wall-clock time of each stage, compilation and evaluation included. The command, the seed and "
+  "the versions below are what a second run needs to give the same figures on the same machine."
 )
 
 COLORS = {
@@ -64,14 +62,11 @@ def _time(summary: dict[str, Any]) -> Html:
     style = f"width:{100 * spent / whole:.3f}%;background:var(--{COLORS.get(name, 'muted')})"
     parts.append(el("span", label, style=style, title=f"{name}: {seconds(spent)}"))
   longest = max(stages.values())
-  saved = known - total if total is not None else 0.0
   body = []
   for name, spent in stages.items():
     dot = el("i", cls="dot", style=f"background:var(--{COLORS.get(name, 'muted')})")
     gauge = bar(spent / (longest or 1), seconds(spent), COLORS.get(name, "muted"))
     body.append((join((dot, name)), gauge, percent(spent / whole)))
-  if saved > 0.005 * whole:
-    body.append(("at the same time as another", minus(f"-{seconds(saved)}"), ""))
   body.append((el("b", "total"), el("b", seconds(total if total is not None else known)), ""))
   share = table(("Stage", "Time", "Share"), body, cls="times")
   return join((el("div", *parts, cls="stacked"), share))

@@ -2,22 +2,17 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import json
 import os
 import pathlib
 import resource
-import threading
 import time
 from typing import Any
 
-import jax
-
 from llm_jax import config, rundir, spec
 from llm_jax.errors import UserError
-from llm_jax.stages import lanes, summary
-from llm_jax.train import profile
+from llm_jax.stages import summary
 
 # Stage directory -> module of the stage. `reward_shuffled` is the reward model's control.
 ORDER = {
@@ -32,9 +27,6 @@ ORDER = {
   "evaluate": "evaluate",
 }
 
-# Stages that do not need one another, in chains of about the same length.
-LANES = (("reward", "ppo"), ("dpo", "reward_shuffled"))
-
 # Fields of a stage that the pipeline fills in.
 FILLED = ("seed", "prepared", "init", "preferences", "reward", "run")
 
@@ -44,22 +36,13 @@ def run(cfg: config.Pipeline, workdir: str) -> dict[str, Any]:
   root = pathlib.Path(workdir)
   check(cfg)
   clock = Clock(root / "time.json")
-  stages = connect(cfg, root)
-  # Two programs would not share a GPU's memory, and one trace holds one training.
-  side_by_side = cfg.lanes and jax.default_backend() == "cpu" and not profile.chosen()
-  beside = {name for lane in LANES for name in lane} if side_by_side else set()
-
-  def job(name: str, workers: int = 0) -> None:
+  for name, stage in connect(cfg, root).items():
+    directory = root / name
     module = importlib.import_module(f"llm_jax.stages.{ORDER[name]}")
     print(f"== {name}", flush=True)
-    with rundir.launch(stages[name], str(root / name)), clock.measure(name, workers):
-      module.run(stages[name], str(root / name))
-
-  for name in stages:
-    if name not in beside:
-      job(name, cfg.prepare.workers if name == "prepare" else 0)
-    elif name == LANES[0][0]:
-      lanes.run([[functools.partial(job, n) for n in lane] for lane in LANES])
+    workers = cfg.prepare.workers if name == "prepare" else 0
+    with rundir.launch(stage, str(directory)), clock.measure(name, workers):
+      module.run(stage, str(directory))
   result = summary.build(cfg, root, clock)
   temporary = root / "summary.json.tmp"
   temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -127,49 +110,33 @@ def connect(cfg: config.Pipeline, root: pathlib.Path) -> dict[str, Any]:
 
 
 class Clock:
-  """Seconds and peak memory by stage, kept in a file so that a resumed pipeline adds up.
-
-  Attributes:
-    seconds: of each stage.
-    total: of all of them; less than their sum where some ran at a time.
-    peak_gib: the most memory so far.
-  """
+  """Seconds and peak memory by stage, kept in a file so that a resumed pipeline adds up."""
 
   def __init__(self, path: pathlib.Path):
     """Reads what an earlier attempt left at `path`."""
-    self._path, self._lock = path, threading.Lock()
-    self._running, self._counted = 0, 0.0  # Stages, and up to when their time is in the total.
+    self._path = path
     saved = json.loads(path.read_text()) if path.exists() else {}
     self.seconds: dict[str, float] = saved.get("seconds", {})
-    self.total: float = saved.get("total", sum(self.seconds.values()))
     self.peak_gib: float = saved.get("peak_gib", 0.0)
 
   @contextlib.contextmanager
   def measure(self, name: str, workers: int = 0):
     """Adds the time of the block, in which so many `workers` run, also when a signal cuts it."""
     begin, refused = time.monotonic(), False
-    with self._lock:
-      self._counted = self._counted if self._running else begin
-      self._running += 1
     try:
       yield
     except UserError:
       refused = True  # Bad input: nothing was done, nothing is recorded.
       raise
     finally:
-      with self._lock:
-        self._running -= 1
-        if not refused:
-          self._record(name, begin, workers)
+      if not refused:
+        self._record(name, time.monotonic() - begin, workers)
 
-  def _record(self, name: str, begin: float, workers: int) -> None:
+  def _record(self, name: str, seconds: float, workers: int) -> None:
+    self.seconds[name] = self.seconds.get(name, 0.0) + seconds
     # Linux counts in KiB. Of all children the largest is known: that many times is a bound. Other
     # stages have none, but a child is counted with its parent's memory when it is forked.
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers else 0
-    now = time.monotonic()
-    self.seconds[name] = self.seconds.get(name, 0.0) + now - begin
-    self.total, self._counted = self.total + now - self._counted, now
     self.peak_gib = max(self.peak_gib, (mine + workers * child) / 2**20)
-    found = {"seconds": self.seconds, "total": self.total, "peak_gib": self.peak_gib}
-    rundir.write_json(self._path, found)
+    rundir.write_json(self._path, {"seconds": self.seconds, "peak_gib": self.peak_gib})

@@ -52,7 +52,7 @@ def build(cfg: config.Pipeline, root: pathlib.Path, clock) -> dict[str, Any]:
       "jax": jax.__version__,
       "device": jax.devices()[0].device_kind,
     },
-    "time": seconds | {"total": round(clock.total, 1)},
+    "time": seconds | {"total": round(sum(seconds.values()), 1)},
     "peak_memory_gib": round(clock.peak_gib, 2),
     "data": {
       "funnel": [row | {"seconds": steps.get(row["step"])} for row in manifest["funnel"]],

@@ -5,7 +5,9 @@ import contextlib
 import itertools
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -19,7 +21,6 @@ from llm_jax.train import metrics as metrics_lib
 from llm_jax.train import monitor, processes, profile
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.parallel import Placement
-from llm_jax.train.signals import Signals
 from llm_jax.types import Batch, Mean, TrainState
 
 # What must be finite for the run to go on; other metrics may be anything.
@@ -161,7 +162,7 @@ def fit(
   """
   run = _Run(place, feed, pathlib.Path(workdir), name, log_every, tokens_per_step, schedule, rows)
   checkpoints = Checkpoints(run.workdir / "checkpoints", keep)
-  with contextlib.closing(checkpoints), Signals() as signals:
+  with contextlib.closing(checkpoints), _Signals() as signals:
     state, start, saved = run.resume(state, checkpoints)
     if start >= steps:
       return state
@@ -346,6 +347,32 @@ def _add(sums: dict[str, Mean], metrics: dict[str, Mean], keep: bool) -> tuple[d
 def _values(means: dict[str, Mean]) -> dict[str, float]:
   """`Mean.value` of fetched means, on the host alone."""
   return {k: float(np.sum(m.total / np.maximum(m.weight, 1e-8))) for k, m in means.items()}
+
+
+class _Signals:
+  """Notes the first SIGTERM or SIGINT; the second one ends the process at once."""
+
+  def __init__(self):
+    self.received = 0
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self) -> "_Signals":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._old[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def _note(self, number: int, frame: Any) -> None:
+    del frame
+    if self.received:
+      os._exit(128 + number)
+    self.received = number
+    # No print: it may not be called again while it runs.
+    os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")
 
 
 def _to_json(value: Any) -> Any:

@@ -30,21 +30,16 @@ _STEPS: contextvars.ContextVar[range | None] = contextvars.ContextVar("profiled"
 
 
 @contextlib.contextmanager
-def steps(wanted: range) -> Iterator[None]:
+def steps(chosen: range) -> Iterator[None]:
   """In the block, `loop.fit` traces these updates (from 1) of each run that it makes.
 
   Results and the run's config stay what they are: it only waits for the device before and after.
   """
-  token = _STEPS.set(wanted)
+  token = _STEPS.set(chosen)
   try:
     yield
   finally:
     _STEPS.reset(token)
-
-
-def chosen() -> range | None:
-  """Returns the updates that `steps` was told of, or None; other threads than its own know none."""
-  return _STEPS.get()
 
 
 def mark(name: str) -> jax.profiler.TraceAnnotation:
@@ -58,16 +53,16 @@ class Watch:
   def __init__(self, workdir: str | os.PathLike, name: str):
     """Takes where profile/ goes, and the name of the run, shown to people."""
     self._directory, self._name = pathlib.Path(workdir) / "profile", name
-    self._chosen = chosen() if jax.process_index() == 0 else None
+    self._chosen = _STEPS.get() if jax.process_index() == 0 else None
     self._left: range | None = None
     self._open: contextlib.ExitStack | None = None
     self._step: jax.profiler.StepTraceAnnotation | None = None
 
   def begin(self, start: int) -> None:
     """Says which updates are traced of a run that made `start` before. The next one compiles."""
-    wanted = self._chosen or range(0)
-    self._left = range(max(wanted.start, start + 2), wanted.stop)
-    if len(self._left) < len(wanted):
+    chosen = self._chosen or range(0)
+    self._left = range(max(chosen.start, start + 2), chosen.stop)
+    if len(self._left) < len(chosen):
       left = self._left
       rest = f"steps {left.start} to {left[-1]} are" if left else "nothing is"
       self._say(f"the run goes on from step {start} and compiles once: {rest} traced")

@@ -70,17 +70,6 @@ def test_it_shows_the_figures_of_the_run(workdir):
   assert "k1: the log-ratio" in text
 
 
-def test_stages_that_ran_at_the_same_time_do_not_add_up_to_the_total(workdir):
-  path = workdir / "summary.json"
-  summary = json.loads(path.read_text())
-  times = summary["time"]
-  known = sum(spent for name, spent in times.items() if name != "total")
-  assert "at the same time as another" not in report.build(workdir).read_text()
-  path.write_text(json.dumps(summary | {"time": times | {"total": known - 61}}))
-  text = "".join(Tags(report.build(workdir).read_text()).text)
-  assert "at the same time as another−1\u00a0min 01\u00a0s" in text
-
-
 def test_nothing_is_loaded_from_anywhere(workdir):
   text = report.build(workdir).read_text()
   for tag, attrs in Tags(text).tags:

@@ -1,14 +1,13 @@
 """The pipeline: early checks, connected directories, the clock, the checks of the summary."""
 
 import json
-import time
 
 import pytest
 
 from configs import pipeline as default
 from llm_jax import config
 from llm_jax.errors import UserError
-from llm_jax.stages import lanes, pipeline, summary
+from llm_jax.stages import pipeline, summary
 
 
 @pytest.mark.parametrize("variant", ["", "ci"])
@@ -68,35 +67,6 @@ def test_a_clock_adds_up_over_attempts_and_forgets_what_was_refused(tmp_path):
   with pytest.raises(UserError), clock.measure("dpo"):
     raise UserError("no")
   assert "dpo" not in json.loads(path.read_text())["seconds"]
-
-
-def test_stages_that_run_at_a_time_count_once_in_the_total(tmp_path):
-  clock = pipeline.Clock(tmp_path / "time.json")
-
-  def work(name):
-    with clock.measure(name):
-      time.sleep(0.2)
-
-  lanes.run([[lambda: work("reward")], [lambda: work("dpo")]])
-  assert 0.4 <= sum(clock.seconds.values())
-  assert 0.2 <= clock.total < sum(clock.seconds.values())
-  before, spent = clock.total, sum(clock.seconds.values())
-  work("ppo")  # Alone it counts in full.
-  assert clock.total - before == pytest.approx(sum(clock.seconds.values()) - spent, abs=1e-3)
-  assert pipeline.Clock(tmp_path / "time.json").total == clock.total
-
-
-def test_lanes_hold_stages_that_need_no_other_of_the_other_lane(tmp_path):
-  stages = pipeline.connect(default.get_config(), tmp_path)
-  for lane in pipeline.LANES:
-    others = {name for other in pipeline.LANES if other != lane for name in other}
-    for name in lane:
-      read = {str(value) for value in vars(stages[name]).values()}
-      assert not read & {str(tmp_path / other) for other in others}, name
-  flat = [name for lane in pipeline.LANES for name in lane]
-  order = list(pipeline.ORDER)
-  first = order.index(pipeline.LANES[0][0])
-  assert sorted(flat) == sorted(order[first : first + len(flat)])  # All before them, none among.
 
 
 @pytest.mark.parametrize(

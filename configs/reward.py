@@ -15,6 +15,7 @@ def get_config() -> config.Reward:
   cfg.length = 72
   cfg.eval_every = 140
   cfg.optimizer.name = "muon"
+  cfg.optimizer.matmul_precision = "bfloat16"
   cfg.optimizer.lr = 1e-3
   cfg.optimizer.adam_lr = 5e-4
   cfg.optimizer.warmup = 10

@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> config.Sft:
   cfg.eval_every = 225
   cfg.checkpoint_every = 225
   cfg.optimizer.name = "muon"
+  cfg.optimizer.matmul_precision = "bfloat16"
   cfg.optimizer.lr = 2e-3
   cfg.optimizer.adam_lr = 0.02
   cfg.optimizer.warmup = 10

@@ -24,6 +24,7 @@ THIRD_PARTY = {
 GROUND = {
   "types": {"jax", "flax", "numpy"},
   "sharding": {"jax", "flax"},
+  "products": {"jax"},
 }  # The other files of floor 0: standard library only.
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -52,6 +52,7 @@ class Model:
   scan_unroll: int = 1  # Layers a round of this loop.
   remat: str = "none"  # none | full | save_attention | save_dots | offload (docs/models.md)
   dtype: str = "float32"  # Compute dtype; parameters are float32.
+  matmul_precision: str = ""  # "bfloat16": what float32 products multiply is rounded to it.
 
 
 @dataclasses.dataclass

@@ -16,6 +16,7 @@ class Optimizer:
   name: str = "adamw"  # adamw | muon | lion | adafactor | schedule_free
   lr: float = 1e-3
   adam_lr: float = 0.0  # Muon only: the AdamW part's rate (embeddings, norms, heads); 0: lr.
+  matmul_precision: str = ""  # "bfloat16": Muon's products round what they multiply to it.
   schedule: str = "wsd"  # constant | linear | cosine | wsd | inverse_sqrt
   warmup: int = 20
   decay: float = 0.3  # wsd: the last fraction of the steps that decays.
@@ -32,6 +33,7 @@ class Optimizer:
     """Raises UserError, in one line that names the field, for what cannot be."""
     known = {
       "name": ("adamw", "muon", "lion", "adafactor", "schedule_free"),
+      "matmul_precision": ("", "bfloat16"),
       "schedule": ("constant", "linear", "cosine", "wsd", "inverse_sqrt"),
     }
     for name, values in known.items():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import sharding
+from llm_jax import products, sharding
 from llm_jax.generate.cache import decoding_model, grow, prefill, prompt_places, read
 from llm_jax.generate.logits import draw, truncate, uniforms
 from llm_jax.models.language_model import LanguageModel
@@ -160,7 +160,7 @@ class _Setting:
 def _sample(model, params, prompts, prompt_mask, keys, setting) -> Rollout:
   model, params = decoding_model(model, params)
   chunk = setting.chunk if setting.chunk else _chunk(len(prompts))
-  head_DV = model.head(params).astype(jnp.dtype(model.cfg.dtype))
+  head_DV = model.for_head(model.head(params).astype(jnp.dtype(model.cfg.dtype)))
   rooms = _rooms(prompts.shape[1], setting.max_new)
   angles = model.angles(prompts.shape[1] + setting.max_new)
   positions_CP, segments_CP = prompt_places(prompt_mask)
@@ -279,9 +279,9 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
 def _logits(setting: _Setting, head_DV: jax.Array, hidden_BD: jax.Array) -> jax.Array:
   """[B, V] float32, at the temperature."""
   if setting.tied:  # The table as it lies in memory: turning it round costs two tokens' time.
-    logits_BV = jnp.einsum("BD,VD->BV", hidden_BD, head_DV.T, preferred_element_type=jnp.float32)
+    logits_BV = products.product("BD,VD->BV", hidden_BD, head_DV.T)
   else:
-    logits_BV = jnp.dot(hidden_BD, head_DV, preferred_element_type=jnp.float32)
+    logits_BV = products.product("BD,DV->BV", hidden_BD, head_DV)
   if setting.cap:
     logits_BV = setting.cap * jnp.tanh(logits_BV / setting.cap)
   return logits_BV / setting.temperature

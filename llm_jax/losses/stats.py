@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from llm_jax import sharding
+from llm_jax import products, sharding
 
 
 class TokenStats(NamedTuple):
@@ -209,9 +209,8 @@ def _local_grads(
     if cap:  # The slope of tanh, from its value.
       g_BRV *= 1.0 - jnp.square(logits_BRV * (temperature / cap))
     g_BRV = (g_BRV / temperature).astype(dtype)
-    f32 = {"preferred_element_type": jnp.float32}
-    grad_BRD = jnp.einsum("brv,dv->brd", g_BRV, weight_DV, **f32)
-    grad_DV += jnp.einsum("brd,brv->dv", hidden_BRD, g_BRV, **f32)
+    grad_BRD = products.product("brv,dv->brd", g_BRV, weight_DV)
+    grad_DV += products.product("brd,brv->dv", hidden_BRD, g_BRV)
     return grad_DV, grad_BRD.astype(dtype)
 
   zeros_DV = jnp.zeros(weight_DV.shape, jnp.float32)
@@ -308,7 +307,7 @@ def _each(used: jax.Array | int, body: Callable, start: Any, xs: Any) -> Any:
 
 
 def _logits(hidden: jax.Array, head: jax.Array, temperature: float, cap: float) -> jax.Array:
-  logits = jnp.einsum("brd,dv->brv", hidden, head, preferred_element_type=jnp.float32)
+  logits = products.product("brd,dv->brv", hidden, head)
   return (cap * jnp.tanh(logits / cap) if cap else logits) / temperature
 
 

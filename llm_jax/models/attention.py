@@ -76,6 +76,8 @@ class Attention(nn.Module):
     cap: of the scores; 0: none.
     out_scale: factor on the initial standard deviation of the output projection.
     dtype: compute dtype.
+    precision: of matrix products, as in `products.einsum`; where there is a cache the scores and
+      what they mix are not rounded.
     causal: whether later keys are out of sight.
     backend: see `dot_product.attention`; where there is a cache, "xla".
     max_segments: see `dot_product.attention`.
@@ -94,6 +96,7 @@ class Attention(nn.Module):
   cap: float = 0.0
   out_scale: float = 1.0
   dtype: str = "float32"
+  precision: str = ""
   causal: bool = True
   backend: str = "xla"
   max_segments: int = 64
@@ -114,7 +117,7 @@ class Attention(nn.Module):
     """
     batch, _, width = x_BTD.shape
     start = 0 if context.start is None else context.start
-    layer = functools.partial(dense, dtype=self.dtype)
+    layer = functools.partial(dense, dtype=self.dtype, precision=self.precision)
     x_MD = rows_of(x_BTD)
     source_MD = x_MD if memory is None else rows_of(memory)
 
@@ -125,8 +128,7 @@ class Attention(nn.Module):
       bias = self.bias or self.qkv_bias
       own = layer(heads * self.head_dim, ("embed", axis), bias=bias, scale=scale, name=name)
       y_BTHK = own(x_MD).reshape(batch, -1, heads, self.head_dim)
-      y_BTHK = sharding.constrain(y_BTHK, ("batch", "length", axis, None))
-      y_BTHK = checkpoint_name(y_BTHK, name)
+      y_BTHK = checkpoint_name(sharding.constrain(y_BTHK, ("batch", "length", axis, None)), name)
       return jnp.clip(y_BTHK, -self.qkv_clip, self.qkv_clip) if self.qkv_clip else y_BTHK
 
     q_BTHK = project("q", self.heads, "heads", x_MD)
@@ -155,6 +157,7 @@ class Attention(nn.Module):
       causal=self.causal,
       backend=self.backend if kv is None else "xla",
       max_segments=self.max_segments,
+      precision=self.precision if kv is None else "",
     )
     out = layer(width, ("heads", "embed"), bias=self.bias, scale=self.out_scale, name="o")
     mixed = within(mixed_BTHK.reshape(*x_MD.shape[:-1], -1), "heads")

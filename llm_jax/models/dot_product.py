@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from llm_jax import products
 from llm_jax.models import backends, flash
 from llm_jax.models.backends import NO_WINDOW
 from llm_jax.models.positions import Bias
 
 _MASKED = -1e30  # Finite, so that a row without any key is a plain average and never NaN.
-_FLOAT32 = {"preferred_element_type": jnp.float32}
 _GROUPS = 8  # Of queries that are written out, each with the keys that it may see.
 
 
@@ -42,6 +42,7 @@ def attention(
   backend: str = "xla",
   block: int = 128,
   max_segments: int = 64,
+  precision: str = "",
 ) -> jax.Array:
   """Scaled dot-product attention, causal and within segments; softmax in float32.
 
@@ -65,6 +66,7 @@ def attention(
     backend: one of `backends.BACKENDS`.
     block: queries at a time of "xla_chunked".
     max_segments: of a row, for "cudnn" alone; a row with more comes out as NaN.
+    precision: of the products, as in `products.einsum`; "cudnn" has its own.
 
   Returns:
     [B, T, H, K] of q's dtype.
@@ -81,10 +83,10 @@ def attention(
     scale=scale, cap=cap, bias=bias is not None, window=window, causal=causal,
   )  # fmt: skip
   given = _Given(q, k, v, segments, key_segments, bias, start, window)
-  return _by_backend(request, given, block)
+  return _by_backend(request, given, block, precision)
 
 
-def _by_backend(request: backends.Request, given: "_Given", block: int) -> jax.Array:
+def _by_backend(request, given: "_Given", block: int, precision: str) -> jax.Array:
   """[B, T, H, K]; q is not scaled yet, and still [B, T, H, K]."""
   backend = backends.choose(request)
   scale = request.scale if request.scale else request.width**-0.5
@@ -94,7 +96,7 @@ def _by_backend(request: backends.Request, given: "_Given", block: int) -> jax.A
     )
   # Plain batched matrix products, heads ahead of time: on a CPU other orders are slower backward.
   given = given._replace(q=(given.q * scale).swapaxes(1, 2))
-  attend = functools.partial(_attend, cap=request.cap, causal=request.causal)
+  attend = functools.partial(_attend, cap=request.cap, causal=request.causal, precision=precision)
   if backend == "xla" or request.length <= block:
     mixed_BHTK = attend(given, 0, request.length, 0, request.keys)
   else:
@@ -157,14 +159,16 @@ def _again(attend, given: _Given):
   return call
 
 
-def _attend(given: _Given, first, size: int, low: int, high: int, *, cap: float, causal: bool):
+def _attend(
+  given: _Given, first, size: int, low: int, high: int, *, cap: float, causal: bool, precision: str
+):
   """[B, H, t, K] of `size` queries from `first` on, over the keys from `low` to `high`."""
   take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
   q_BHtK = take(given.q, axis=2)
   k, v = given.k[:, :, low:high], given.v[:, :, low:high]
   grouped = (q_BHtK.shape[0], k.shape[1], q_BHtK.shape[1] // k.shape[1], size)
   q_BNQK = q_BHtK.reshape(*grouped[:2], -1, q_BHtK.shape[3])  # G and t side by side in one axis.
-  scores = jnp.einsum("BNQK,BNSK->BNQS", q_BNQK, k, **_FLOAT32)
+  scores = products.einsum("BNQK,BNSK->BNQS", q_BNQK, k, precision)
   scores = (cap * jnp.tanh(scores / cap) if cap else scores).reshape(*grouped, -1)
   bias = given.bias
   if isinstance(bias, Bias):
@@ -179,38 +183,40 @@ def _attend(given: _Given, first, size: int, low: int, high: int, *, cap: float,
     own, others = take(given.segments, axis=1), given.key_segments[:, low:high]
     allowed = allowed & (own[:, :, None] == others[:, None, :])
   scores = scores + jnp.where(allowed, 0.0, _MASKED)[:, None, None]
-  mixed = _mix(scores.reshape(*q_BNQK.shape[:3], -1), v)
+  mixed = _mix(scores.reshape(*q_BNQK.shape[:3], -1), v, precision)
   return mixed.reshape(q_BHtK.shape)
 
 
-@jax.custom_vjp
-def _mix(scores: jax.Array, v: jax.Array) -> jax.Array:
-  """softmax(scores [..., Q, S]) @ v [..., S, K], float32 inside: [..., Q, K] of v's dtype.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mix(scores: jax.Array, v: jax.Array, precision: str) -> jax.Array:
+  """softmax(scores [B, N, Q, S]) @ v [B, N, S, K], float32 inside: [B, N, Q, K] of v's dtype.
 
   Keys are mixed by their weights before these are divided by their sum, and it is the undivided
   ones that the backward pass keeps: two passes over the scores less (as in Dao et al. 2022,
   FlashAttention, arXiv:2205.14135, sec. 3.1 and appendix B, there block by block).
   """
-  return _mixed(scores, v)[0]
+  return _mixed(scores, v, precision)[0]
 
 
-def _mixed(scores: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
+def _mixed(scores: jax.Array, v: jax.Array, precision: str) -> tuple[jax.Array, tuple]:
   powers = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(powers, axis=-1, keepdims=True)
-  powers = powers.astype(v.dtype)
-  mixed = (jnp.einsum("...QS,...SK->...QK", powers, v, **_FLOAT32) / total).astype(v.dtype)
+  dtype = v.dtype
+  powers, v = (x.astype(precision or dtype) for x in (powers, v))
+  mixed = (products.product("BNQS,BNSK->BNQK", powers, v) / total).astype(dtype)
   mixed = checkpoint_name(mixed, "attention")  # Here, for the backward pass reads it, too.
   return mixed, (powers, total, v, mixed)
 
 
-def _mixed_grads(residuals: tuple, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _mixed_grads(precision: str, residuals: tuple, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+  del precision  # The residuals have it.
   powers, total, v, mixed = residuals
   slope = slope.astype(jnp.float32) / total
   along = jnp.sum(slope * mixed, axis=-1, keepdims=True)
   slope = slope.astype(v.dtype)
-  by_weight = jnp.einsum("...QK,...SK->...QS", slope, v, **_FLOAT32)
-  grad_v = jnp.einsum("...QS,...QK->...SK", powers, slope)
-  return powers * (by_weight - along), grad_v
+  by_weight = products.product("BNQK,BNSK->BNQS", slope, v)
+  grad_v = products.product("BNQS,BNQK->BNSK", powers, slope)
+  return powers * (by_weight - along), grad_v.astype(mixed.dtype)
 
 
 _mix.defvjp(_mixed, _mixed_grads)

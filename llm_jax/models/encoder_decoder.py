@@ -83,7 +83,7 @@ class EncoderDecoder(LanguageModel):
       segments: [B, T] int32 of `tokens`.
 
     Returns:
-      [B, T, D] of the compute dtype.
+      [B, T, D] of the compute dtype, or of the matmul precision.
     """
     memory_BSD = self.encode(inputs, input_segments)
     return self.decode(tokens, memory_BSD, input_segments, positions, segments)
@@ -140,6 +140,7 @@ class EncoderDecoder(LanguageModel):
     hidden_BTD = self._drop(self.final_norm(x_BTD))
     if self.cfg.tied and self.cfg.tied_scale:
       hidden_BTD = hidden_BTD * jnp.asarray(self.cfg.tied_scale, hidden_BTD.dtype)
+    hidden_BTD = self.for_head(hidden_BTD)
     if cache is None:
       return hidden_BTD
     keys, values = zip(*pairs, strict=True)

@@ -53,6 +53,11 @@ class LanguageModel(nn.Module):
     return params["embedding"].T if self.cfg.tied else params["lm_head"]
 
   @nn.nowrap
+  def for_head(self, hidden: jax.Array) -> jax.Array:
+    """Hidden states [..., D] as a product with the head takes them."""
+    return hidden.astype(self.cfg.matmul_precision or hidden.dtype)
+
+  @nn.nowrap
   def angles(self, slots: int) -> tuple | None:
     """What `__call__` can look positions below `slots` up in; None: nothing."""
     return None

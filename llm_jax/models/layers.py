@@ -5,13 +5,14 @@ Shape letters: B batch, T time, M = B T rows, D model width, F hidden width.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax import sharding
+from llm_jax import products, sharding
 from llm_jax.models.lora import Dense
 
 Axes = tuple[str, ...]
@@ -76,7 +77,14 @@ class Norm(nn.Module):
 
 
 def dense(
-  features: int, axes: Axes, *, bias: bool, dtype: str, scale: float = 1.0, name: str | None = None
+  features: int,
+  axes: Axes,
+  *,
+  bias: bool,
+  dtype: str,
+  precision: str = "",
+  scale: float = 1.0,
+  name: str | None = None,
 ) -> Dense:
   """A dense layer with a float32 kernel [in, features] named by `axes`, computing in `dtype`."""
   return Dense(
@@ -85,8 +93,15 @@ def dense(
     dtype=jnp.dtype(dtype),
     kernel_init=nn.with_logical_partitioning(kernel_init(scale), axes),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[-1:]),
+    dot_general=functools.partial(_times_kernel, factors=precision) if precision else None,
     name=name,
   )
+
+
+def _times_kernel(x: jax.Array, kernel: jax.Array, *_: Any, factors: str, **__: Any) -> jax.Array:
+  """[M, in] or [B, T, in] times [in, out], in the place of the dot_general of linen's Dense."""
+  rows = "BT"[: x.ndim - 1]
+  return products.einsum(f"{rows}D,DF->{rows}F", x, kernel, factors)
 
 
 def look_up(table_VD: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
@@ -175,6 +190,7 @@ class Mlp(nn.Module):
     bias: whether the dense layers have biases.
     out_scale: factor on the initial standard deviation of W_down.
     dtype: compute dtype.
+    precision: of matrix products, as in `products.einsum`.
   """
 
   hidden: int
@@ -183,11 +199,12 @@ class Mlp(nn.Module):
   bias: bool = False
   out_scale: float = 1.0
   dtype: str = "float32"
+  precision: str = ""
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """[B, T, D] -> [B, T, D]."""
-    layer = functools.partial(dense, bias=self.bias, dtype=self.dtype)
+    layer = functools.partial(dense, bias=self.bias, dtype=self.dtype, precision=self.precision)
     x_MD = rows_of(x_BTD)
     usual = "silu" if self.kind == "gated" else "gelu_tanh"
     act = ACTIVATIONS[self.activation or usual]

@@ -17,6 +17,7 @@ _CHOICES = {
   "attention": backends.BACKENDS,
   "remat": remat.POLICIES,
   "dtype": ("float32", "bfloat16", "float16"),
+  "matmul_precision": ("", "bfloat16"),
 }
 
 
@@ -62,6 +63,11 @@ def _check(cfg: config.Model) -> None:
   if cfg.scan_unroll > 1 and not cfg.scan:
     raise UserError(
       f"config.model.scan_unroll={cfg.scan_unroll} is of a loop over layers: set config.model.scan"
+    )
+  if cfg.matmul_precision and cfg.dtype != "float32":
+    raise UserError(
+      f'config.model.matmul_precision="{cfg.matmul_precision}" is of float32 models:'
+      f" config.model.dtype is {cfg.dtype}"
     )
   if not 0 <= cfg.dropout < 1:
     raise UserError(f"config.model.dropout must be in [0, 1), got {cfg.dropout}")

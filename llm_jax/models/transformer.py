@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import config, sharding
+from llm_jax import config, products, sharding
 from llm_jax.errors import UserError
 from llm_jax.models import backends, layers, lora, noise, remat
 from llm_jax.models import positions as places
@@ -65,7 +65,14 @@ class Block(nn.Module):
     if cfg.parallel != "one":
       normed_BTD = self._norm("mlp_norm")(x_BTD)
     feed = layers.Mlp(
-      cfg.hidden, cfg.mlp, cfg.activation, cfg.bias, self._out_scale, cfg.dtype, name="mlp"
+      cfg.hidden,
+      cfg.mlp,
+      cfg.activation,
+      cfg.bias,
+      self._out_scale,
+      cfg.dtype,
+      cfg.matmul_precision,
+      name="mlp",
     )
     z_BTD = self._finish(feed(normed_BTD), "mlp_post_norm")
     x_BTD = x_BTD + y_BTD + z_BTD if cfg.parallel else x_BTD + z_BTD
@@ -96,6 +103,7 @@ class Block(nn.Module):
       cap=cfg.attention_cap,
       out_scale=self._out_scale,
       dtype=cfg.dtype,
+      precision=cfg.matmul_precision,
       causal=causal,
       backend=cfg.attention,
       max_segments=cfg.attention_segments,
@@ -180,7 +188,8 @@ class Transformer(LanguageModel):
       neftune: alpha of the noise on the tokens' embeddings (noise.py), drawn by the rng "noise".
 
     Returns:
-      [B, T, D] of the compute dtype; with a cache, a pair of that and the new cache.
+      [B, T, D] of the compute dtype, or of the matmul precision; with a cache, a pair of that and
+      the new cache.
 
     Raises:
       ValueError: if shapes differ, or slots outnumber the learned positions.
@@ -214,7 +223,7 @@ class Transformer(LanguageModel):
     own = (None, None) if cache is None else (key_segments, start)
     context = Context(*self._ropes(positions, angles), bias, segments, *own)
     x_BTD, keys_values = self._run_blocks(x_BTD, context, cache)
-    hidden_BTD = self.final_norm(x_BTD)
+    hidden_BTD = self.for_head(self.final_norm(x_BTD))
     if cache is None:
       return hidden_BTD
     return hidden_BTD, Cache(*keys_values, key_segments, key_positions, start + tokens.shape[1])
@@ -323,7 +332,8 @@ def rematted(cfg: config.Model) -> type[Block]:
 
 def logits_of(cfg: config.Model, hidden: jax.Array, head: jax.Array) -> jax.Array:
   """Returns the logits float32 [..., V] of hidden states [..., D] and a head [D, V]."""
-  logits = jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
+  rows_MD = hidden.reshape(-1, hidden.shape[-1])
+  logits = products.product("MD,DV->MV", rows_MD, head).reshape(*hidden.shape[:-1], -1)
   return cfg.logit_cap * jnp.tanh(logits / cfg.logit_cap) if cfg.logit_cap else logits
 
 

@@ -11,7 +11,7 @@ import optax
 
 from llm_jax import config
 from llm_jax.errors import UserError, nearest
-from llm_jax.train import guard
+from llm_jax.train import guard, muon
 from llm_jax.types import Params
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd", "inverse_sqrt")
@@ -142,15 +142,14 @@ def muon_dimensions(params: Params) -> Any:
 def _muon(
   cfg: config.Optimizer, rate: optax.Schedule, adam_rate: optax.Schedule
 ) -> optax.GradientTransformation:
-  return optax.contrib.muon(
+  others = optax.adamw(adam_rate, cfg.beta1, cfg.beta2, cfg.eps, weight_decay=0.0, nesterov=True)
+  return muon.make(
     rate,
+    others,
+    muon_dimensions,
     eps=cfg.eps,
     weight_decay=cfg.weight_decay,
-    adam_b1=cfg.beta1,
-    adam_b2=cfg.beta2,
-    adam_learning_rate=adam_rate,
-    muon_weight_dimension_numbers=muon_dimensions,
-    consistent_rms=0.2,
+    precision=cfg.matmul_precision,
   )
 
 

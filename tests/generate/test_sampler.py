@@ -72,6 +72,15 @@ def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):
   np.testing.assert_allclose(rollout.sampled_logps, rollout.logps, atol=1e-5)  # No truncation.
 
 
+def test_with_rounded_factors_the_learner_recomputes_about_the_same():
+  """Attention to a cache is not rounded, and another order of sums rounds otherwise."""
+  model, params = make(matmul_precision="bfloat16")
+  prompts, mask = prompt_batch([2, 5, 3, 5, 4, 5, 1, 2, 5], 5)
+  rollout = run(model, params, prompts, mask, jax.random.split(jax.random.key(7), 9))
+  expected, _ = learner_logps(model, params, rollout)
+  np.testing.assert_allclose(rollout_to_batch(rollout)["sampler_logps"], expected, atol=0.1)
+
+
 @pytest.mark.long
 def test_long_answers_outgrow_the_first_cache_and_stay_what_the_learner_recomputes():
   assert len(sampler._rooms(5, 70)) == 2

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llm_jax import config
@@ -229,6 +230,23 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
   np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.15)
 
 
+def test_rounded_factors_give_nearly_the_same_states_and_gradients():
+  inputs, size = tokens(4, 16), {"dim": 32, "hidden": 64}
+  (exact, params), (rounded, _) = make(**size), make(matmul_precision="bfloat16", **size)
+  assert hidden(rounded, params, inputs).dtype == jnp.bfloat16  # As the head's product takes it.
+
+  def loss(model):
+    return lambda p: jnp.mean(
+      jnp.square(jnp.tanh(hidden(model, p, inputs).astype(jnp.float32) @ model.head(p)))
+    )
+
+  (value, grads), (close, rough) = (jax.value_and_grad(loss(m))(params) for m in (exact, rounded))
+  assert 0 < abs(close - value) < 1e-3 * value
+  assert {x.dtype for x in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
+  off = jax.tree.map(jnp.subtract, rough, grads)
+  assert 0 < optax.tree.norm(off) < 0.02 * optax.global_norm(grads)
+
+
 def test_rotary_states_depend_on_relative_positions_only():
   model, params = make()
   places = jnp.broadcast_to(jnp.arange(8), (2, 8))
@@ -263,6 +281,8 @@ def test_shapes_must_match():
     ({"vocab_size": 0}, "vocab_size must be at least 1"),
     ({"heads": 16}, "must be even"),
     ({"dropout": 1.0}, "dropout must be in"),
+    ({"matmul_precision": "bf16"}, 'did you mean "bfloat16"'),
+    ({"matmul_precision": "bfloat16", "dtype": "bfloat16"}, "is of float32 models"),
   ],
 )
 def test_a_bad_config_is_one_clear_line(fields, message):

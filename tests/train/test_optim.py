@@ -1,6 +1,7 @@
 """Optimizers and schedules: closed forms, who is decayed, what Muon does to whom."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -211,6 +212,36 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adam():
       assert (before.max(-1) / before.min(-1) > 2.0).all()  # Negative control.
     else:
       np.testing.assert_allclose(x, expected[path], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["", "bfloat16"])
+def test_muon_is_optax_muon_with_products_rounded_or_not(precision):
+  cfg = Optimizer(name="muon", lr=0.1, adam_lr=0.2, weight_decay=0.1, clip=0.0, warmup=1)
+  cfg = dataclasses.replace(cfg, matmul_precision=precision)
+  rate, adam_rate = optim.schedule(cfg, 9), optim.schedule(cfg, 9, peak=0.2)
+  known = optax.contrib.muon(
+    rate,
+    weight_decay=0.1,
+    adam_b1=cfg.beta1,
+    adam_b2=cfg.beta2,
+    adam_learning_rate=adam_rate,
+    muon_weight_dimension_numbers=optim.muon_dimensions,
+    consistent_rms=0.2,
+  )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def after(tx):
+    params, state = PARAMS, tx.init(PARAMS)
+    for seed in range(3):
+      updates, state = tx.update(gradients(seed), state, params)
+      params = optax.apply_updates(params, updates)
+    return flat(params)
+
+  expected, found = after(known), after(optim.make(cfg, 9))
+  for name, value in found.items():
+    off = np.abs(value - expected[name]).max()
+    assert off < (2e-2 if precision and name in HIDDEN else 1e-5), name
+    assert (off > 1e-4) == (bool(precision) and name in HIDDEN), name
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ from llm_jax.models.shape import resolve
 ARCHITECTURES = gpts.ARCHITECTURES | llamas.ARCHITECTURES | t5.ARCHITECTURES
 
 # What changes how a model is run, and not what it is.
-RUNNING = ("attention", "attention_segments", "dropout", "scan", "scan_unroll", "remat", "dtype")
+RUNNING = (
+  *("attention", "attention_segments", "dropout", "scan", "scan_unroll", "remat"),
+  *("dtype", "matmul_precision"),
+)
 
 
 def read(hf: Mapping[str, Any], where: str = "config.json") -> config.Model:

@@ -17,6 +17,12 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/seeds"))
   parser.add_argument("--seeds", default="0,1,2")
   options, flags = parser.parse_known_args(argv)
+  if own := [flag for flag in flags if flag.startswith(("--workdir", "--config.seed"))]:
+    print(
+      f"error: {own[0]}: --out and --seeds say where runs go and what seeds they have",
+      file=sys.stderr,
+    )
+    return 2
   summaries = []
   for seed in options.seeds.split(","):
     workdir = options.out / f"seed{seed}"

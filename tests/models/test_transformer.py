@@ -236,15 +236,17 @@ def test_rounded_factors_give_nearly_the_same_states_and_gradients():
   assert hidden(rounded, params, inputs).dtype == jnp.bfloat16  # As the head's product takes it.
 
   def loss(model):
-    return lambda p: jnp.mean(
-      jnp.square(jnp.tanh(hidden(model, p, inputs).astype(jnp.float32) @ model.head(p)))
-    )
+    def of(params):
+      logits = model.apply({"params": params}, inputs, method="logits")
+      return optax.softmax_cross_entropy_with_integer_labels(logits, inputs).mean()
+
+    return of
 
   (value, grads), (close, rough) = (jax.value_and_grad(loss(m))(params) for m in (exact, rounded))
   assert 0 < abs(close - value) < 1e-3 * value
   assert {x.dtype for x in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
   off = jax.tree.map(jnp.subtract, rough, grads)
-  assert 0 < optax.tree.norm(off) < 0.02 * optax.tree.norm(grads)
+  assert 0 < optax.tree.norm(off) < 0.03 * optax.tree.norm(grads)
 
 
 def test_rotary_states_depend_on_relative_positions_only():

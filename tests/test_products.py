@@ -71,3 +71,14 @@ def test_the_sum_over_rows_is_right_where_rows_are_turned_round(rows):
   a, b = jnp.asarray(a, jnp.bfloat16), jnp.asarray(b, jnp.bfloat16)
   found = jax.jit(lambda a, b: products.product("MD,MF->DF", a, b))(a, b)
   np.testing.assert_allclose(found, rounded(a).T @ rounded(b), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_or_columns_may_be_split_over_devices(axis):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * axis, "data"))
+  a, b = (np.random.default_rng(i).standard_normal((64, 32), np.float32) for i in range(2))
+  wanted = rounded(a).T @ rounded(b)
+  a, b = (jax.device_put(jnp.asarray(x, jnp.bfloat16), split) for x in (a, b))
+  found = jax.jit(lambda a, b: products.product("MD,MF->DF", a, b))(a, b)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

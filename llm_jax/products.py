@@ -58,8 +58,8 @@ def product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
   """The product of two arrays of one dtype, float32; without a gradient if that is bfloat16.
 
   On a CPU, XLA has fast kernels for bfloat16 only where the summed axes are the first factor's
-  last. Elsewhere it takes float32, or fails (jaxlib 0.10 to 0.12: "Unsupported element type
-  for DotThunk"), so that it gets nothing else in bfloat16 here.
+  last. Elsewhere it takes float32, or fails (jaxlib 0.10.2: "Unsupported element type for
+  DotThunk"), so that it gets nothing else in bfloat16 here.
 
   Args:
     spec: as in `einsum`.

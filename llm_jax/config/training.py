@@ -109,12 +109,14 @@ class Sampling:
   top_k: int = 0  # 0: no limit.
   top_p: float = 1.0
   max_new: int = 40
+  rows: int = 0  # Answers drawn at a time; where one ends, the next begins. 0: all of a call.
 
   def validate(self) -> None:
     """Raises UserError, in one line that names the field, for what cannot be."""
-    if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_new < 1:
+    least = min(self.temperature, self.top_k, self.rows, self.max_new - 1)
+    if least < 0 or not 0 < self.top_p <= 1:
       raise UserError(
-        "config.temperature and config.top_k must not be negative, config.top_p in (0, 1] and "
+        "config.temperature, top_k and rows must not be negative, config.top_p in (0, 1] and "
         f"config.max_new at least 1, got {dataclasses.asdict(self)}"
       )
 

@@ -33,8 +33,12 @@ class Memory(NamedTuple):
 def decoding_model(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
   """The same function with unrolled layers: a scan would copy its whole cache at every token."""
   cfg = model.cfg
-  plain = model.clone(cfg=dataclasses.replace(cfg, scan=False, remat="none"), parent=None)
-  return plain, unstack(params, cfg.layers) if cfg.scan else params
+  return unrolled(model), unstack(params, cfg.layers) if cfg.scan else params
+
+
+def unrolled(model: LanguageModel) -> LanguageModel:
+  """The same model without a loop over its layers."""
+  return model.clone(cfg=dataclasses.replace(model.cfg, scan=False, remat="none"), parent=None)
 
 
 def prompt_places(prompt_mask: jax.Array) -> tuple[jax.Array, jax.Array]:

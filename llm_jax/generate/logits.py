@@ -1,6 +1,6 @@
-"""From logits to a token: truncation by top-k and top-p, and one draw per row.
+"""From hidden states to a token: logits, truncation by top-k and top-p, and one draw per row.
 
-Shape letters: B batch, V vocabulary.
+Shape letters: B batch, D model width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -8,10 +8,36 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from llm_jax import products
+
 _BLOCK = 64  # Tokens per block of the two-level inverse of the distribution function.
 
 
-def truncate(logits: jax.Array, top_k: int = 0, top_p: jax.Array | float = 1.0) -> jax.Array:
+def next_logits(hidden: jax.Array, head: jax.Array, *, tied: bool, cap: float) -> jax.Array:
+  """The next token's logits, [B, V] float32, of hidden states [B, D] and a head [D, V].
+
+  Args:
+    hidden: [B, D].
+    head: [D, V], a model's `head`.
+    tied: whether that is an embedding, turned round.
+    cap: `config.Model.logit_cap`; 0: none.
+  """
+  if tied:  # The table as it lies in memory: turning it round costs two tokens' time.
+    logits_BV = products.product("BD,VD->BV", hidden, head.T)
+  else:
+    logits_BV = products.product("BD,DV->BV", hidden, head)
+  return cap * jnp.tanh(logits_BV / cap) if cap else logits_BV
+
+
+def logp_of(logits: jax.Array, token: jax.Array) -> jax.Array:
+  """The log-probability [B] in nats of a token [B] under softmax(logits [B, V])."""
+  picked_B = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  return picked_B - jax.nn.logsumexp(logits, axis=-1)
+
+
+def truncate(
+  logits: jax.Array, top_k: jax.Array | int = 0, top_p: jax.Array | float = 1.0
+) -> jax.Array:
   """Sets the logits of tokens outside the top k, then outside the nucleus, to -inf.
 
   Top-k keeps the k most likely tokens (Fan et al. 2018, arXiv:1805.04833). The nucleus is the
@@ -21,21 +47,22 @@ def truncate(logits: jax.Array, top_k: int = 0, top_p: jax.Array | float = 1.0) 
 
   Args:
     logits: [B, V] float32, at the sampling temperature.
-    top_k: number of tokens; 0: no limit.
-    top_p: probability in (0, 1]; 1.0, given as a Python number: no limit.
+    top_k: number of tokens; 0: no limit. Or [B], where V is no limit.
+    top_p: probability in (0, 1]; 1.0, given as a Python number: no limit. Or [B].
 
   Returns:
     [B, V] float32.
 
   Raises:
-    ValueError: if `top_k` is negative or a static `top_p` outside (0, 1].
+    ValueError: if a static `top_k` is negative or a static `top_p` outside (0, 1].
   """
   static = isinstance(top_p, float | int)
-  if top_k < 0:
+  each = isinstance(top_k, jax.Array)
+  if not each and top_k < 0:
     raise ValueError(f"top_k must be at least 0, got {top_k}")
   if static and not 0 < top_p <= 1:
     raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-  if 0 < top_k < logits.shape[-1]:
+  if each or 0 < top_k < logits.shape[-1]:
     logits = _keep_fewest(logits, lambda kept_BV: jnp.sum(kept_BV, axis=-1) >= top_k)
   if static and top_p == 1:
     return logits

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import products, sharding
+from llm_jax import sharding
 from llm_jax.generate.cache import decoding_model, grow, prefill, prompt_places, read
-from llm_jax.generate.logits import draw, truncate, uniforms
+from llm_jax.generate.logits import draw, logp_of, next_logits, truncate, uniforms
+from llm_jax.generate.refill import Asked, Written, refilled
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.types import Batch, Params
 
@@ -67,6 +68,7 @@ def sample(
   end_id: int,
   pad_id: int = 0,
   chunk: int = 0,
+  rows: int = 0,
 ) -> Rollout:
   """Draws `samples` answers to each prompt, side by side: B = C * samples rows from C prompts.
 
@@ -92,15 +94,23 @@ def sample(
     pad_id: the token that fills the rest.
     chunk: slots of a prompt that a decoder reads at a time, so that memory is linear in P; 0: as
       many as make some 2,000 tokens of all prompts on a device, 32 to 512.
+    rows: answers of a decoder that are drawn at a time; where one ends the next begins, so that
+      memory does not grow with B and no row waits for the longest answer. 0: all at once.
 
   Returns:
-    A Rollout.
+    A Rollout; of numpy arrays if answers took turns.
 
   Raises:
     ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
       left, or P + N exceeds a table of learned positions.
   """
-  _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk)
+  _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk, rows)
+  if 0 < rows < len(prompts) * samples:
+    asked = Asked(
+      np.asarray(prompts, np.int32), np.asarray(prompt_mask), keys, samples, max_new, temperature,
+      top_k, top_p, end_id, pad_id, chunk or _chunk(rows),
+    )  # fmt: skip
+    return _refilled(model, params, asked, rows)
   setting = _Setting(
     temperature=jnp.float32(temperature if temperature > 0 else 1.0),
     top_p=jnp.float32(top_p), end_id=jnp.int32(end_id), pad_id=jnp.int32(pad_id),
@@ -250,16 +260,17 @@ def _decode(advance: Callable[[_State], _State], state: _State, rooms: Sequence[
 
 def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   """Draws token number `state.step` of every row from its hidden state, and writes it down."""
-  logits_BV = _logits(setting, head_DV, state.hidden)
+  logits_BV = next_logits(state.hidden, head_DV, tied=setting.tied, cap=setting.cap)
+  logits_BV = logits_BV / setting.temperature
   if setting.greedy:
     token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logp_B = _logp(logits_BV, token_B)
+    logp_B = logp_of(logits_BV, token_B)
     sampled_B = jnp.zeros_like(logp_B)
   else:
     uniform_B = jax.lax.dynamic_index_in_dim(state.uniform, state.step, axis=1, keepdims=False)
     kept_BV = truncate(logits_BV, setting.top_k, setting.top_p if setting.nucleus else 1.0)
     token_B, sampled_B = draw(uniform_B, kept_BV)
-    logp_B = sampled_B if kept_BV is logits_BV else _logp(logits_BV, token_B)
+    logp_B = sampled_B if kept_BV is logits_BV else logp_of(logits_BV, token_B)
   alive_B = ~state.ended
 
   def put(buffer_BN, value_B):
@@ -276,50 +287,43 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   )
 
 
-def _logits(setting: _Setting, head_DV: jax.Array, hidden_BD: jax.Array) -> jax.Array:
-  """[B, V] float32, at the temperature."""
-  if setting.tied:  # The table as it lies in memory: turning it round costs two tokens' time.
-    logits_BV = products.product("BD,VD->BV", hidden_BD, head_DV.T)
-  else:
-    logits_BV = products.product("BD,DV->BV", hidden_BD, head_DV)
-  if setting.cap:
-    logits_BV = setting.cap * jnp.tanh(logits_BV / setting.cap)
-  return logits_BV / setting.temperature
+def _refilled(model, params, asked: Asked, rows: int) -> Rollout:
+  written = refilled(model, params, asked, rows)
+  positions_CP, segments_CP = prompt_places(asked.mask)
+  given = (asked.prompts, positions_CP, segments_CP)
+  return jax.device_get(_rollout(written, *_repeat(given, asked.samples)))
 
 
-def _logp(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
-  picked_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-  return picked_B - jax.nn.logsumexp(logits_BV, axis=-1)
-
-
-def _rollout(state: _State, prompts, positions_BP, segments_BP) -> Rollout:
+def _rollout(written: _State | Written, prompts, positions_BP, segments_BP) -> Rollout:
   zeros_BP = jnp.zeros(prompts.shape, jnp.float32)
-  steps_N = jnp.arange(state.tokens.shape[1])
+  steps_N = jnp.arange(written.tokens.shape[1])
 
   def join(left, right):
     return jnp.concatenate([left, right], axis=1)
 
   return Rollout(
-    tokens=join(prompts, state.tokens),
-    positions=join(positions_BP, state.first[:, None] + steps_N[None, :]),
-    segments=join(segments_BP, state.mask.astype(jnp.int32)),
-    mask=join(zeros_BP, state.mask),
-    logps=join(zeros_BP, state.logps),
-    sampled_logps=join(zeros_BP, state.sampled_logps),
-    lengths=state.mask.sum(axis=1).astype(jnp.int32),
-    ended=state.ended,
+    tokens=join(prompts, written.tokens),
+    positions=join(positions_BP, written.first[:, None] + steps_N[None, :]),
+    segments=join(segments_BP, written.mask.astype(jnp.int32)),
+    mask=join(zeros_BP, written.mask),
+    logps=join(zeros_BP, written.logps),
+    sampled_logps=join(zeros_BP, written.sampled_logps),
+    lengths=written.mask.sum(axis=1).astype(jnp.int32),
+    ended=written.ended,
   )
 
 
-def _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk) -> None:
+def _check(
+  prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk, rows
+) -> None:
   if np.ndim(prompts) != 2 or np.shape(prompt_mask) != np.shape(prompts):
     raise ValueError(
       f"prompts {np.shape(prompts)} and prompt_mask {np.shape(prompt_mask)} must both be [C, P]"
     )
-  if min(max_new, samples) < 1 or chunk < 0:
+  if min(max_new, samples) < 1 or min(chunk, rows) < 0:
     raise ValueError(
-      "max_new and samples must be at least 1 and chunk not negative, got "
-      f"{max_new}, {samples} and {chunk}"
+      "max_new and samples must be at least 1, chunk and rows not negative, got "
+      f"{max_new}, {samples}, {chunk} and {rows}"
     )
   if keys.shape[0] != prompts.shape[0] * samples:
     raise ValueError(

@@ -28,7 +28,7 @@ class Cache(NamedTuple):
     segments: [B, S] int32, the segment of each slot; 0 is padding.
     positions: [B, S] int32, the position of each slot in its segment.
     index: [] int32, the slot that is written next. It is the same for all rows, so prompts of
-      unequal length are padded on the left.
+      unequal length are padded on the left. Or [B], where each row is at a slot of its own.
   """
 
   keys: Any
@@ -47,7 +47,8 @@ class Context(NamedTuple):
     bias: [B or 1, H, T or 1, S] float32 to add to the scores, or what makes it, or None.
     segments: [B, T] int32 of the queries, or None: one segment.
     key_segments: [B, S] int32 of the keys; None: those of the queries.
-    start: slot of the first query among the keys; None: 0, known as such whatever traces the layer.
+    start: slot of the first query among the keys, [] or [B]; None: 0, known as such whatever traces
+      the layer.
   """
 
   rope: tuple[jax.Array, jax.Array] | None
@@ -166,8 +167,21 @@ class Attention(nn.Module):
 
 def _cached(kv: tuple, new: tuple, start: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   """A layer's cache [B, N, S, K] with new keys and values from slot `start` on."""
-  put = lambda old, x: jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, start, 0))  # noqa: E731
-  return put(kv[0], new[0]), put(kv[1], new[1])
+  return put(kv[0], new[0], start, 2), put(kv[1], new[1], start, 2)
+
+
+def put(old: jax.Array, new: jax.Array, start: jax.Array | int, axis: int = 1) -> jax.Array:
+  """`old`, with `new` from place `start` of this axis on.
+
+  Where `start` is [B], each row has a place of its own, and what falls off the end is lost.
+  """
+  new = new.astype(old.dtype)
+  if jnp.ndim(start) == 0:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+  rows_B1 = jnp.arange(len(old))[:, None]
+  places_BT = start[:, None] + jnp.arange(new.shape[axis])
+  index = (rows_B1, *[slice(None)] * (axis - 1), places_BT)
+  return old.at[index].set(jnp.moveaxis(new, axis, 1), mode="drop")
 
 
 def _rope(context: Context, window: jax.Array | int) -> tuple[jax.Array, jax.Array]:

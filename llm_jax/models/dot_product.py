@@ -57,7 +57,7 @@ def attention(
     v: [B, N, S, K].
     segments: [B, T] int32, or None: all tokens are one segment.
     key_segments: [B, S] int32; None: `segments`, where T == S. "cudnn" takes None alone.
-    start: [] int32, slot of the first query.
+    start: [] or [B] int32, slot of the first query.
     scale: of the scores; 0: 1 / sqrt(K).
     cap: scores become cap tanh(score / cap) (Gemma 2, arXiv:2408.00118, eq. 1); 0: none.
     bias: [B or 1, H, T or 1, S] float32, added to the scores, or what makes it block by block.
@@ -177,8 +177,8 @@ def _attend(
     bias = (take(bias, axis=2) if bias.shape[2] > 1 else bias)[..., low:high]
   if bias is not None:
     scores = scores + bias.reshape(-1, *grouped[1:3], *bias.shape[2:])
-  behind_ts = jnp.arange(size)[:, None] + (given.start + first) - jnp.arange(low, high)[None, :]
-  allowed = _seen(behind_ts, given.window, causal)[None]
+  slots = jnp.reshape(given.start + first, (-1, 1, 1)) + jnp.arange(size)[:, None]
+  allowed = _seen(slots - jnp.arange(low, high), given.window, causal)  # [1 or B, t, s]
   if given.segments is not None:
     own, others = take(given.segments, axis=1), given.key_segments[:, low:high]
     allowed = allowed & (own[:, :, None] == others[:, None, :])
@@ -222,12 +222,12 @@ def _mixed_grads(precision: str, residuals: tuple, slope: jax.Array) -> tuple[ja
 _mix.defvjp(_mixed, _mixed_grads)
 
 
-def _seen(behind_TS: jax.Array, window: jax.Array | int, causal: bool) -> jax.Array:
+def _seen(behind: jax.Array, window: jax.Array | int, causal: bool) -> jax.Array:
   """Whether a query sees a key that is so many slots behind it."""
-  seen = behind_TS >= 0 if causal else jnp.ones_like(behind_TS, bool)
+  seen = behind >= 0 if causal else jnp.ones_like(behind, bool)
   if isinstance(window, int) and window >= NO_WINDOW:
     return seen
-  return seen & (jnp.abs(behind_TS) < window)
+  return seen & (jnp.abs(behind) < window)
 
 
 def _check(q, k, v, segments, key_segments) -> None:

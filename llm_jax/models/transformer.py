@@ -14,7 +14,7 @@ from llm_jax import config, products, sharding
 from llm_jax.errors import UserError
 from llm_jax.models import backends, layers, lora, noise, remat
 from llm_jax.models import positions as places
-from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context
+from llm_jax.models.attention import NO_WINDOW, Attention, Cache, Context, put
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.models.shape import resolve, turning
 from llm_jax.types import Params
@@ -198,12 +198,13 @@ class Transformer(LanguageModel):
     _check_inputs(cfg, tokens, positions, segments, cache)
     start = 0 if cache is None else cache.index
     if positions is None:
-      positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+      slots = jnp.reshape(start, (-1, 1)) + jnp.arange(tokens.shape[1])
+      positions = jnp.broadcast_to(slots, tokens.shape)
     key_segments, key_positions = segments, positions
     if cache is not None:
       segments = jnp.ones_like(tokens) if segments is None else segments
-      key_segments = jax.lax.dynamic_update_slice(cache.segments, segments, (0, start))
-      key_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
+      key_segments = put(cache.segments, segments, start)
+      key_positions = put(cache.positions, positions, start)
     learned = cfg.position == "learned"
     x_BTD = layers.look_up(self.embedding, tokens, "float32" if learned else cfg.dtype)
     if neftune:

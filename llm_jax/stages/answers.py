@@ -15,7 +15,7 @@ from llm_jax.generate import Rollout, rollout_to_batch, sample
 from llm_jax.losses import token
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import training
-from llm_jax.train import parallel
+from llm_jax.train import layout, parallel
 from llm_jax.types import Batch, Params
 
 PROMPT_TOKENS = 64  # Room for a question and its markers; a longer one loses its oldest words.
@@ -69,14 +69,15 @@ def draw(
     samples: answers per prompt.
     stop: for a base model, which knows no turns: this text ends an answer, and so does the
       document's end.
-    rows: answers per call of the sampler.
+    rows: answers per call of the sampler, unless the config has them take turns.
     place: as in `roll`.
     length: slots for a prompt.
     first: number of the first prompt: of many drawn in parts, each part has the keys of its own.
   """
   root = jax.random.key(seed)
+  params = layout.gathered(params) if place else params  # Once for all calls.
   end_id = tokenizer.eos_id if stop else tokenizer.end_id
-  count = max(1, rows // samples)  # Prompts per call.
+  count = len(prompts) if sampling.rows else max(1, rows // samples)  # Prompts per call.
   rollouts = []
   for start in range(0, len(prompts), count):
     part = prompts[start : start + count]
@@ -119,12 +120,13 @@ def roll(
 ) -> Rollout:
   """One call of the sampler with a config's settings; `end_id` is by default the turn's end.
 
-  With `place`, over its devices; `params` are where it has them.
+  With `place`, over its devices; `params` are where it has them, and are gathered for the call
+  where training splits them.
   """
   given = (tokens, mask, keys)
   return (place.under(sample) if place else sample)(
     model,
-    params,
+    layout.gathered(params) if place else params,
     *(place.rows(given) if place else given),
     max_new=sampling.max_new,
     samples=samples,
@@ -133,6 +135,7 @@ def roll(
     top_p=sampling.top_p,
     end_id=tokenizer.end_id if end_id is None else end_id,
     pad_id=tokenizer.pad_id,
+    rows=sampling.rows,
   )
 
 

@@ -1,5 +1,6 @@
 """Rejection sampling: what is chosen, what it is worth, and runs that go on."""
 
+import dataclasses
 import json
 
 import jax
@@ -64,6 +65,17 @@ def test_the_best_answer_of_each_prompt_is_chosen(asked, tmp_path):
   table = formats.read(tmp_path / "round-0" / "selected.jsonl", "conversations")
   assert len(table.items) == 20 and not table.drops
   assert len(choose.rows(0)) == 20
+
+
+def test_answers_that_take_turns_are_the_same_answers(asked, tmp_path):
+  """Over the mesh, two prompts' worth of rows for the answers to eight."""
+  few = dataclasses.replace(SAMPLING, rows=8)
+  for name, fields in (("turns", {"sampling": few}), ("once", {})):
+    choose, params = chooser(asked, tmp_path / name, **fields)
+    asker = dataclasses.replace(choose.asker, cfg=choose.cfg)
+    dataclasses.replace(choose, asker=asker)(params, 0)
+  turns, once = (lines(tmp_path / x / "round-0" / "selected.jsonl") for x in ("turns", "once"))
+  assert turns == once
 
 
 def test_several_answers_are_kept_above_a_threshold(asked, tmp_path):

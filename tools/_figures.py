@@ -32,3 +32,9 @@ def finish(
   if path:
     path.write_text(json.dumps(figures, indent=2) + "\n")
   return 0
+
+
+def numbers(figures: dict) -> str:
+  """What a model computes in, for a table."""
+  rounded = figures["matmul_precision"]
+  return figures["dtype"] + (f", factors of products rounded to {rounded}" if rounded else "")

@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--old_logps", default="learner", help="see config.Ppo: learner or sampler")
   _mesh.add_options(parser)
   parser.add_argument("--dtype", default="float32", help="compute dtype")
+  parser.add_argument("--matmul_precision", default="", help="see config.model.matmul_precision")
   parser.add_argument(
     "--repeats", type=int, default=3, help="timed iterations a round; best counts"
   )
@@ -85,7 +86,7 @@ def race(options: argparse.Namespace) -> dict:
   if options.rollouts % options.batch:
     raise UserError(f"--rollouts={options.rollouts} must be a multiple of --batch={options.batch}")
   shape = bench_train.SIZES[options.size][0]
-  shape.dtype = options.dtype
+  shape.dtype, shape.matmul_precision = options.dtype, options.matmul_precision
   iteration = prepared(shape, options)
   live, update, tuned = iteration.live(), iteration.temporaries(), tuning(shape, options)
   own: list[dict[str, float]] = []
@@ -109,6 +110,7 @@ def race(options: argparse.Namespace) -> dict:
     "prompt": options.prompt,
     "new": options.new,
     "dtype": options.dtype,
+    "matmul_precision": options.matmul_precision,
     "mesh": options.mesh,
     "seconds": {part: statistics.median(x[part] for x in own) for part in PARTS},
     "answers_per_second": [options.rollouts / sum(seconds.values()) for seconds in own],
@@ -265,8 +267,8 @@ def table(figures: dict) -> str:
   whole = sum(figures["seconds"].values())
   lines = [
     f"{_mesh.described(figures)}, jax {figures['jax']}; {figures['size']}, {_roles(figures)} of"
-    f" {figures['parameters']:,} parameters, {figures['dtype']}; {figures['rollouts']} answers of"
-    f" {figures['prompt']} + {figures['new']} tokens, {figures['epochs']} x"
+    f" {figures['parameters']:,} parameters, {_figures.numbers(figures)};"
+    f" {figures['rollouts']} answers of {figures['prompt']} + {figures['new']} tokens, {figures['epochs']} x"
     f" {figures['rollouts'] // figures['batch']} updates",
     "",
     "| part | seconds | share |",

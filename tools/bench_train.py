@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--attention", default="xla", help="see config.model.attention")
   parser.add_argument("--remat", default="none", help="see config.model.remat")
   parser.add_argument("--dtype", default="float32", help="compute dtype")
+  parser.add_argument("--matmul_precision", default="", help="see config.model.matmul_precision")
   parser.add_argument("--scan", action="store_true", help="layers in a loop")
   parser.add_argument("--scan_unroll", type=int, default=1, help="layers a round of this loop")
   _mesh.add_options(parser)
@@ -71,7 +72,7 @@ def race(options: argparse.Namespace) -> dict:
   """Returns the figures of all rounds."""
   shape, batch, length = SIZES[options.size]
   batch, length = options.batch or batch, options.length or length
-  for name in ("attention", "remat", "dtype", "scan", "scan_unroll"):
+  for name in ("attention", "remat", "dtype", "matmul_precision", "scan", "scan_unroll"):
     setattr(shape, name, getattr(options, name))
   step, first, size = prepared(shape, batch, length, _mesh.make(options))
   own: list[float] = []
@@ -90,6 +91,8 @@ def race(options: argparse.Namespace) -> dict:
     "batch": batch,
     "length": length,
     "attention": options.attention,
+    "dtype": options.dtype,
+    "matmul_precision": options.matmul_precision,
     "mesh": options.mesh,
     "temporary_bytes": size,
     "tokens_per_second": own,
@@ -181,6 +184,7 @@ def table(figures: dict) -> str:
     ("device", f"{_mesh.described(figures)}, jax {figures['jax']}"),
     ("model", f"{figures['size']}, {figures['parameters']:,} parameters"),
     ("batch", f"{figures['batch']} x {figures['length']}, attention {figures['attention']}"),
+    ("computes in", _figures.numbers(figures)),
     ("first step done, seconds after the process began", figures["first_step_seconds"]),
     ("CPU seconds until then", figures["first_step_cpu_seconds"]),
     (

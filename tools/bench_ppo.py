@@ -268,8 +268,8 @@ def table(figures: dict) -> str:
   lines = [
     f"{_mesh.described(figures)}, jax {figures['jax']}; {figures['size']}, {_roles(figures)} of"
     f" {figures['parameters']:,} parameters, {_figures.numbers(figures)};"
-    f" {figures['rollouts']} answers of {figures['prompt']} + {figures['new']} tokens, {figures['epochs']} x"
-    f" {figures['rollouts'] // figures['batch']} updates",
+    f" {figures['rollouts']} answers of {figures['prompt']} + {figures['new']} tokens,"
+    f" {figures['epochs']} x {figures['rollouts'] // figures['batch']} updates",
     "",
     "| part | seconds | share |",
     "|---|--:|--:|",

@@ -19,7 +19,7 @@ FLOORS = {
 ARRAYS = {"jax", "flax", "optax", "orbax", "numpy"}
 THIRD_PARTY = {
   "models": ARRAYS, "losses": ARRAYS, "generate": ARRAYS,
-  "train": ARRAYS | {"absl", "tqdm", "tensorboardX"}, "scaling": {"numpy"},
+  "train": ARRAYS | {"absl", "tqdm", "tensorboardX"}, "scaling": {"numpy", "scipy"},
 }  # fmt: skip
 GROUND = {
   "types": {"jax", "flax", "numpy"},

@@ -82,7 +82,7 @@ def sample(
       answers from `pad_id` on, as T5 does. The rows of its Rollout are no LM batch.
     params: its parameters.
     prompts: [C, P] int32, padded on the left.
-    prompt_mask: [C, P], 1 on real tokens; each row ends with one.
+    prompt_mask: [C, P], 1 on real tokens.
     keys: [B] PRNG keys (typed, or raw [B, 2] uint32).
     max_new: N, the most tokens that an answer has.
     samples: answers per prompt; those of prompt c are rows c * samples and after.
@@ -94,23 +94,14 @@ def sample(
     pad_id: the token that fills the rest.
     chunk: slots of a prompt that a decoder reads at a time, so that memory is linear in P; 0: as
       many as make some 2,000 tokens of all prompts on a device, 32 to 512.
-    rows: answers of a decoder that are drawn at a time; where one ends the next begins, so that
-      memory does not grow with B and no row waits for the longest answer. 0: all at once.
-
-  Returns:
-    A Rollout; of numpy arrays if answers took turns.
+    rows: answers of a decoder that are drawn at a time: where one ends the next begins, so that
+      memory does not grow with B, and the Rollout is of numpy arrays. 0: all at once.
 
   Raises:
     ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
       left, or P + N exceeds a table of learned positions.
   """
   _check(prompts, prompt_mask, keys, max_new, samples, temperature, top_k, top_p, chunk, rows)
-  if 0 < rows < len(prompts) * samples:
-    asked = Asked(
-      np.asarray(prompts, np.int32), np.asarray(prompt_mask), keys, samples, max_new, temperature,
-      top_k, top_p, end_id, pad_id, chunk or _chunk(rows),
-    )  # fmt: skip
-    return _refilled(model, params, asked, rows)
   setting = _Setting(
     temperature=jnp.float32(temperature if temperature > 0 else 1.0),
     top_p=jnp.float32(top_p), end_id=jnp.int32(end_id), pad_id=jnp.int32(pad_id),
@@ -118,6 +109,8 @@ def sample(
     max_new=max_new, samples=samples, top_k=top_k,
     greedy=temperature == 0, nucleus=top_p < 1,
   )  # fmt: skip
+  if 0 < rows < len(keys):
+    return _refilled(model, params, prompts, prompt_mask, keys, setting, rows)
   prompts, prompt_mask = jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_mask)
   return _sample(model, params, prompts, prompt_mask, keys, setting)
 
@@ -287,10 +280,15 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   )
 
 
-def _refilled(model, params, asked: Asked, rows: int) -> Rollout:
+def _refilled(model, params, prompts, prompt_mask, keys, setting: _Setting, rows: int) -> Rollout:
+  asked = Asked(
+    np.asarray(prompts, np.int32), np.asarray(prompt_mask), keys, setting.samples, setting.max_new,
+    temperature=0.0 if setting.greedy else float(setting.temperature), top_k=setting.top_k,
+    top_p=float(setting.top_p), end_id=int(setting.end_id), pad_id=int(setting.pad_id),
+    chunk=setting.chunk if setting.chunk else _chunk(rows),
+  )  # fmt: skip
   written = refilled(model, params, asked, rows)
-  positions_CP, segments_CP = prompt_places(asked.mask)
-  given = (asked.prompts, positions_CP, segments_CP)
+  given = (asked.prompts, *prompt_places(asked.mask))
   return jax.device_get(_rollout(written, *_repeat(given, asked.samples)))
 
 

@@ -213,8 +213,7 @@ class Transformer(LanguageModel):
       x_BTD = (x_BTD + noise_BTD).astype(x_BTD.dtype)
     if learned:
       x_BTD = x_BTD + layers.look_up(self.position_embedding, positions, "float32")
-    x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype))
-    x_BTD = x_BTD * jnp.asarray(cfg.embedding_scale, cfg.dtype)
+    x_BTD = x_BTD.astype(jnp.dtype(cfg.dtype)) * jnp.asarray(cfg.embedding_scale, cfg.dtype)
     x_BTD = self.embedding_dropout(x_BTD, deterministic=not self.has_rng("dropout"))
     x_BTD = sharding.constrain(x_BTD, ("batch", "stream", None))
     bias = self._bias(positions, key_positions)

@@ -16,12 +16,15 @@ _STYLE = (
   "rect.back{fill:#fff}"
 )
 _TOP = 22  # Room for a panel's title.
+_CURVES = {"best_of": "best of n", "ppo": "PPO, no KL", "ppo_kl": "PPO, KL in the reward"}
+_LOWEST = -4.0  # What a gold score falls to below is not shown.
+_BINS = 40  # Of d: a run that stays in one place is a point there.
 
 
 def page(found: dict) -> str:
   """Returns one SVG with a panel a method and number of pairs, and the frontier."""
   panels = []
-  for curve, title in (("best_of", "best of n"), ("ppo", "PPO, no KL")):
+  for curve, title in _CURVES.items():
     for pairs in found["pairs"]:
       panels.append(_curves(found, curve, f"{title}, {pairs} pairs", pairs))
   panels.append(_frontier(found["frontier"]))
@@ -48,15 +51,16 @@ def page(found: dict) -> str:
 
 def _curves(found: dict, curve: str, title: str, pairs: int) -> Html:
   shown = {size: found["proxies"][f"{size}/{pairs}"][curve] for size in found["sizes"]}
-  everything = [p for one in shown.values() for p in one["mean"]]
+  means = {size: binned(one["mean"]) for size, one in shown.items()}
+  everything = [p for mean in means.values() for p in mean]
   values = [p[v] for p in everything for v in ("gold", "proxy")]
   axes = figures.Axes(
-    (0, max(_d(p) for p in everything)), figures.span([max(v, -4.0) for v in values]),
-    "sqrt(KL), nats", "score, std of the reference's",
+    (0, max(_d(p) for p in everything)), figures.span([max(v, _LOWEST) for v in values]),
+    "d = sqrt(KL in nats)", "score, std of the reference's",
   )  # fmt: skip
   marks, legend = [], []
   for i, (size, one) in enumerate(shown.items()):
-    color, mean = _COLORS[size], sorted(one["mean"], key=_d)
+    color, mean = _COLORS[size], means[size]
     marks.append(_line(axes, [_d(p) for p in mean], [p["proxy"] for p in mean], color, "faint"))
     marks.append(_line(axes, [_d(p) for p in mean], [p["gold"] for p in mean], color))
     if fit := one["fit"]["gold"]:
@@ -64,7 +68,19 @@ def _curves(found: dict, curve: str, title: str, pairs: int) -> Html:
       ys = [x * (fit["a"] - fit["b"] * (x if curve == "best_of" else math.log(x))) for x in xs]
       marks.append(_line(axes, xs, ys, color, "fit"))
     legend.append((color, size if i else f"{size} (faint: proxy; dashed: fit)"))
-  return _panel(axes, marks, title, legend)
+  return _panel(axes, marks, title, legend, low=curve == "ppo")
+
+
+def binned(points: Sequence[dict], bins: int = _BINS) -> list[dict]:
+  """Means over points of like d, in its order."""
+  width = max(_d(p) for p in points) / bins or 1.0
+  groups: dict[int, list[dict]] = {}
+  for point in points:
+    groups.setdefault(int(_d(point) / width), []).append(point)
+  return [
+    {name: sum(p[name] for p in groups[i]) / len(groups[i]) for name in points[0]}
+    for i in sorted(groups)
+  ]
 
 
 def _frontier(points: dict) -> Html:
@@ -72,7 +88,7 @@ def _frontier(points: dict) -> Html:
   every = list(points.values())
   axes = figures.Axes(
     (0, max(_d(p) for p in every)), figures.span([p["gold"] for p in every]),
-    "sqrt(KL), nats", "gold score",
+    "d = sqrt(KL in nats)", "gold score",
   )  # fmt: skip
   marks = []
   for kind in names:
@@ -85,19 +101,24 @@ def _frontier(points: dict) -> Html:
   return _panel(axes, marks, "frontier over beta", legend)
 
 
-def _panel(axes: figures.Axes, marks: Sequence[Html], title: str, legend: Sequence) -> Html:
+def _panel(
+  axes: figures.Axes, marks: Sequence[Html], title: str, legend: Sequence, low: bool = False
+) -> Html:
+  """One figure; its legend is in the lower corner where the curves fall."""
   svg = figures.figure(axes, *marks, title=title)
   inside = Html(re.search(r"<svg[^>]*>(.*)</svg>", svg, re.S)[1])
   words = [el("text", title, x=figures.LEFT, y=14, cls="title")]
+  first = axes.py(axes.y[0]) - 13 * len(legend) if low else figures.TOP + 12
   for i, (color, text) in enumerate(legend):
-    y = figures.TOP + _TOP + 12 + 13 * i
+    y = round(first + _TOP + 13 * i)
     words.append(el("text", text, x=figures.LEFT + 8, y=y, style=f"fill:{color}"))
   return join([el("g", inside, transform=f"translate(0 {_TOP})"), *words])
 
 
 def _line(axes: figures.Axes, xs: list, ys: list, color: str, cls: str = "") -> Html:
   low, high = axes.y
-  return figures.line(axes, xs, [min(max(y, low), high) for y in ys], color, cls)
+  kept = [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high]
+  return figures.line(axes, [x for x, _ in kept], [y for _, y in kept], color, cls)
 
 
 def _d(point: dict) -> float:

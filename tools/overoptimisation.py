@@ -151,7 +151,8 @@ def fitted(points: Sequence[dict[str, float]], log: bool, value: str = "gold") -
   """Returns a, b of d (a - b d), or of d (a - b log d), by least squares, and R^2.
 
   Args:
-    points: with "kl" in nats and `value`; those within 0.01 nats of the reference are left out.
+    points: with "kl" in nats and `value`; those within 0.01 nats of the reference are left out. Of
+      those of like d the mean counts, or a run would count most where it stays longest.
     log: which.
     value: what is fitted.
 
@@ -159,6 +160,7 @@ def fitted(points: Sequence[dict[str, float]], log: bool, value: str = "gold") -
     {"a", "b", "peak", "r2"}; the peak, a d, is None of a curve without one. None: too few points.
   """
   kept = [p for p in points if p["kl"] > 0.01]
+  kept = _overoptimisation_plot.binned(kept) if kept else kept
   if len(kept) < 3:
     return None
   d = np.sqrt([p["kl"] for p in kept])

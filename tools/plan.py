@@ -1,5 +1,6 @@
 """Before you run: memory of a device by part and stage, FLOPs, tokens, hours and money.
 
+python -m tools.plan --params=7e9 --gpus=64 --gpu=a100-80 --days=14
 python -m tools.plan --config=configs/pipeline.py
 python -m tools.plan --config=configs/llama2.py:70b --devices=512 --device=H100 --price=2.5
 python -m tools.plan --config=configs/ppo.py --preset='llama2(size="7b")' --devices=16
@@ -9,6 +10,9 @@ Memory is in closed form (llm_jax/scaling/budget.py): exact for parameters, grad
 an estimate for activations. --compile lowers the real step of a pretraining on as many virtual
 devices and compares. --weak compiles it for other numbers of devices with the same work for each,
 and puts the collectives through a model of the network (llm_jax/scaling/network.py).
+
+--params, --tokens and --days ask what a budget buys: two of them give the third, --days alone the
+best model for it.
 """
 
 import argparse
@@ -23,7 +27,7 @@ from llm_jax.errors import UserError
 from llm_jax.models import presets
 from llm_jax.scaling import budget, devices, flops, roles
 from llm_jax.scaling.network import Network, Scaling
-from tools import _config, _figures, compile_step
+from tools import _budget, _config, _figures, compile_step
 
 _PARTS = budget.Memory._fields
 _PRODUCTS = 0.75  # Of the peak, what large bfloat16 products reach on an H100 or H200.
@@ -35,13 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
   parser.add_argument("--preset", default="", help="the model: a call in llm_jax/models/presets.py")
-  parser.add_argument("--devices", type=int, default=1, help="how many")
-  parser.add_argument("--device", default="H100", help="its name in llm_jax/scaling/devices.py")
+  parser.add_argument("--devices", "--gpus", type=int, default=1, help="how many")
+  parser.add_argument(
+    "--device", "--gpu", default="H100", help="its name in llm_jax/scaling/devices.py"
+  )
   parser.add_argument("--memory", type=float, default=80, help="GiB of a device")
   parser.add_argument(
     "--mfu", type=float, default=0.4, help="the share of its peak that you expect"
   )
   parser.add_argument("--price", type=float, default=2.5, help="of a device and hour, in dollars")
+  _budget.add_options(parser)
   parser.add_argument("--compile", action="store_true", help="compile the real step and compare")
   parser.add_argument("--weak", default="", help="numbers of devices, such as 8,64,512")
   parser.add_argument("--json", type=pathlib.Path, help="gets the figures")
@@ -65,6 +72,11 @@ def plan(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     )
   if options.weak and not re.fullmatch(r"\d+(,\d+)*", options.weak):
     raise UserError(f"--weak={options.weak} must be numbers of devices, such as 8,64,512")
+  if _budget.asked(options):
+    if words or options.preset or options.compile or options.weak:
+      raise UserError("--params, --tokens and --days take no configuration, --compile or --weak")
+    named = {name: getattr(options, name) for name in ("devices", "device", "mfu", "price")}
+    return named | {"peak": peak, "budget": _budget.figures(options, peak)}
   known = ("preset", "devices", "device", "memory", "mfu", "price", "compile", "weak", "json")
   cfg = _config.configured("tools.plan", words, known, "pipeline")
   found: dict[str, Any] = {name: getattr(options, name) for name in known[1:6]} | {"peak": peak}
@@ -167,6 +179,8 @@ def weak(
 
 def report(found: dict[str, Any]) -> str:
   """Returns the plan for a terminal."""
+  if "budget" in found:
+    return _budget.report(found)
   shared = [_roles_table(stage) for stage in found["stages"] if stage["roles"]]
   parts = [_memory_table(found), *shared, _cost_table(found)]
   if "compiled" in found:

@@ -1,15 +1,19 @@
-"""What a run needs before it starts: memory of a device by part, FLOPs, hours and money."""
+"""What a run needs before it starts, and what a budget buys: memory, FLOPs, time, money, energy."""
 
 import math
 from typing import NamedTuple
 
 from llm_jax.config import Mesh, Model
-from llm_jax.scaling import flops
+from llm_jax.scaling import chinchilla, flops
+from llm_jax.scaling.chinchilla import Law
 
 GIB = 2**30
 LONG = 1024  # Tokens of a row above which attention goes by blocks if it is "auto".
 # Float32 numbers that an optimizer keeps for each parameter; Adafactor's rows and columns are few.
 MOMENTS = {"adamw": 2, "muon": 2, "lion": 1, "adafactor": 0, "schedule_free": 2}
+
+_NEAR = 1.5  # Within this factor of the optimal tokens per parameter a run is near the optimum.
+_SECONDS = 86400.0  # Of a day.
 
 
 class Roles(NamedTuple):
@@ -55,6 +59,115 @@ class Memory(NamedTuple):
   def total(self) -> int:
     """The sum."""
     return sum(self)
+
+
+class Budget(NamedTuple):
+  """One run, and what its FLOPs would be best for.
+
+  Attributes:
+    params: N.
+    tokens: D.
+    flops: 6 N D.
+    device_hours: of all devices.
+    days: on the wall clock.
+    dollars: for them.
+    kilowatt_hours: at the devices' rated power, without hosts and cooling; None: it is not known.
+    loss: of the law, nats per token.
+    best: (N, D) of least loss for these FLOPs by the law.
+    best_loss: of that.
+    rule: (N, D) by 20 tokens per parameter.
+    kaplan: (N, D) by Kaplan et al. 2020.
+    waste: these FLOPs over the least that reach the same loss.
+  """
+
+  params: float
+  tokens: float
+  flops: float
+  device_hours: float
+  days: float
+  dollars: float
+  kilowatt_hours: float | None
+  loss: float
+  best: tuple[float, float]
+  best_loss: float
+  rule: tuple[float, float]
+  kaplan: tuple[float, float]
+  waste: float
+
+  @property
+  def verdict(self) -> str:
+    """One line: under-trained, near the optimum, or over-trained."""
+    own, best = self.tokens / self.params, self.best[1] / self.best[0]
+    beside = f"{own:.3g} tokens per parameter, {best:.3g} would be optimal"
+    if own < best / _NEAR:
+      return f"under-trained ({beside}): a smaller model on more tokens would be better"
+    if own > best * _NEAR:
+      return (
+        f"over-trained ({beside}): {self.waste:.2f} times the FLOPs that its loss needs, for a"
+        f" model of 1/{self.best[0] / self.params:.2g} of the size that would be best"
+      )
+    return f"near the optimum ({beside})"
+
+
+def plan(
+  *,
+  devices: int,
+  peak: float,
+  mfu: float = 0.4,
+  params: float = 0.0,
+  days: float = 0.0,
+  tokens: float = 0.0,
+  price: float = 0.0,
+  watts: float | None = None,
+  law: Law = chinchilla.PUBLISHED["besiroglu"],
+) -> Budget:
+  """What a run is of which two of N, D and days are known, or only the days.
+
+  Args:
+    devices: how many.
+    peak: FLOPs per second of one.
+    mfu: the share of it that is reached.
+    params: N; 0: what days and tokens leave, or the best for the days.
+    days: of all devices; 0: as many as it takes.
+    tokens: D; 0: as many as the days are enough for.
+    price: of a device and hour, in dollars.
+    watts: of a device.
+    law: what loss to expect; by default the refit of Chinchilla's runs, on their text.
+
+  Raises:
+    ValueError: if all three or too few are given, or a number is out of range.
+  """
+  if min(days, tokens, params, price) < 0:
+    raise ValueError("no number may be below 0")
+  known = sum(x > 0 for x in (days, tokens, params))
+  if known != 2 and not (known == 1 and days):
+    raise ValueError("give two of them, or days alone")
+  if devices < 1 or peak <= 0 or not 0 < mfu <= 1:
+    raise ValueError("devices and peak must be above 0, mfu in (0, 1]")
+  speed = devices * peak * mfu
+  total = speed * days * _SECONDS if days else chinchilla.FLOPS * params * tokens
+  best = tuple(float(x) for x in chinchilla.optimal(law, total))
+  params = params or (total / (chinchilla.FLOPS * tokens) if tokens else best[0])
+  tokens = total / (chinchilla.FLOPS * params)
+  hours = total / speed / 3600
+  reached = float(chinchilla.loss(law, params, tokens))
+  return Budget(
+    params, tokens, total, hours * devices, hours / 24, hours * devices * price,
+    None if watts is None else hours * devices * watts / 1000,
+    reached, best, float(chinchilla.loss(law, *best)),
+    tuple(float(x) for x in chinchilla.rule(total)),
+    tuple(float(x) for x in chinchilla.kaplan(total)),
+    total / chinchilla.flops_for(law, reached),
+  )  # fmt: skip
+
+
+def mfu(params: float, tokens: float, device_hours: float, peak: float) -> float:
+  """The share of the peak that a run reached, by 6 N D.
+
+  Llama 2 (arXiv:2307.09288, table 2) gives the hours of its A100s: .39, .38 and .43 for 7B, 13B and
+  70B on 2e12 tokens.
+  """
+  return chinchilla.FLOPS * params * tokens / (device_hours * 3600 * peak)
 
 
 def memory(

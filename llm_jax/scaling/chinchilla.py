@@ -100,6 +100,23 @@ def tokens_for(law: Law, params: float, target: float) -> float:
   return float((law.B / left) ** (1 / law.beta)) if left > 0 else float("inf")
 
 
+def flops_for(law: Law, target: float) -> float:
+  """The least FLOPs that reach the loss `target`; inf: none do.
+
+  Raises:
+    ValueError: if the law has no exponents above 0.
+  """
+  if min(law.alpha, law.beta) <= 0:
+    raise ValueError(f"exponents must be above 0, got {law}")
+  if target <= law.E:
+    return float("inf")
+  # At the optimum alpha A N^-alpha = beta B D^-beta: each term is a fixed share of what is left.
+  left = (target - law.E) / (law.alpha + law.beta)
+  params = (law.A / (left * law.beta)) ** (1 / law.alpha)
+  tokens = (law.B / (left * law.alpha)) ** (1 / law.beta)
+  return float(FLOPS * params * tokens)
+
+
 def fit(
   params: np.ndarray | Sequence[float],
   tokens: np.ndarray | Sequence[float],

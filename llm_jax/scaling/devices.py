@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by the name that JAX gives them: dense bfloat16, as sold."""
+"""What accelerators can do at most, as sold, by the name that JAX gives them."""
 
 # Dense bfloat16 FLOPs per second of one device of JAX. Sources: NVIDIA's data sheets of the A100,
 # H100, H200, L4 and L40S, its white paper on Ada (RTX 4090, with sums in float32) and its Blackwell
@@ -21,16 +21,41 @@ PEAK_FLOPS = (
   ("TPU v4", 275e12),
 )
 
+# Rated watts of one device, of the same data sheets (SXM modules where there are several). Google
+# gives none for its chips.
+WATTS = (
+  ("H100 PCIe", 350.0),
+  ("H100 NVL", 400.0),
+  ("H100", 700.0),
+  ("H200", 700.0),
+  ("B200", 1000.0),
+  ("A100", 400.0),
+  ("L40S", 350.0),
+  ("L4", 72.0),
+  ("RTX 4090", 450.0),
+)
+
 
 def peak_flops(kind: str) -> float | None:
   """Returns the dense bfloat16 FLOPs per second of a device; None where it is not known.
 
   Args:
-    kind: `jax.Device.device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
+    kind: `jax.Device.device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite", or a name that
+      people use, such as "a100-80".
   """
-  words = f" {kind} ".replace("-", " ")
-  for name, peak in PEAK_FLOPS:
+  return _of(kind, PEAK_FLOPS)
+
+
+def watts(kind: str) -> float | None:
+  """Returns the rated power of a device; None where it is not known."""
+  return _of(kind, WATTS)
+
+
+def _of(kind: str, table: tuple[tuple[str, float], ...]) -> float | None:
+  words = f" {kind} ".replace("-", " ").upper()
+  for name, value in table:
     # Whole words: an L40 is no L4, and a "TPU v4 lite" is no TPU v4. A "TPU v6" may go on.
-    if f" {name} " in words or (name.startswith("TPU v6") and f" {name}" in words):
-      return None if kind.startswith("TPU v4 lite") else peak
+    word = f" {name}".upper()
+    if f"{word} " in words or (name.startswith("TPU v6") and word in words):
+      return None if words.startswith(" TPU V4 LITE") else value
   return None

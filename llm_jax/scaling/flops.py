@@ -86,6 +86,17 @@ def train_flops_per_token(cfg: Model, length: int) -> int:
   return 3 * forward_flops_per_token(cfg, length)
 
 
+def exact_train_flops_per_token(cfg: Model, length: int) -> int:
+  """The same with embedding and softmax, as in appendix F of arXiv:2203.15556 (Chinchilla).
+
+  There the embedding is a product, as if tokens were one-hot, and a score costs 3 more. 6 N leaves
+  out what depends on the length, and counts a table once.
+  """
+  embedding = 2 * cfg.vocab_size * cfg.dim
+  softmax = 3 * cfg.layers * cfg.heads * length
+  return 3 * (forward_flops_per_token(cfg, length) + embedding + softmax)
+
+
 def head_width(cfg: Model) -> int:
   """K, the width of an attention head."""
   return cfg.head_dim if cfg.head_dim else cfg.dim // cfg.heads

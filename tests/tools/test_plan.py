@@ -70,3 +70,29 @@ def test_bad_input_is_one_line(words, message, capsys):
 def test_only_a_decoders_pretraining_is_compiled(capsys):
   assert compile_step.main(["--config=configs/dpo.py"]) == 2
   assert "only the step of a decoder's pretraining" in capsys.readouterr().err
+
+
+def test_a_budget_needs_no_configuration(tmp_path, capsys):
+  out = tmp_path / "budget.json"
+  words = ["--params=7B", "--gpus=64", "--gpu=a100-80", "--days=14", f"--json={out}"]
+  assert plan.main(words) == 0
+  found = json.loads(out.read_text())["budget"]
+  assert found["flops"] == pytest.approx(64 * 14 * 86400 * 312e12 * 0.4)
+  assert found["tokens"] == pytest.approx(found["flops"] / 6 / 7e9)
+  shown = capsys.readouterr().out
+  assert "230 B, 32.9 per parameter" in shown and "over-trained" in shown and "kWh" in shown
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--params=7x", "--days=3"], "--params=7x must be a number above 0"),
+    (["--params=7B"], "give two of them, or days alone"),
+    (["--days=3", "--config=configs/dpo.py"], "take no configuration"),
+    (["--days=3", "--gpu=a1000"], "--device=a1000 is not known"),
+  ],
+)
+def test_bad_budgets_are_one_line(words, message, capsys):
+  assert plan.main(words) == 2
+  shown = capsys.readouterr().err
+  assert message in shown and shown.count("\n") == 1

@@ -1,21 +1,13 @@
 """The figure of tools/overoptimisation.py: proxy and gold over sqrt(KL), and the frontier."""
 
 import math
-import re
 from collections.abc import Sequence
 
-from llm_jax.report import figures
-from llm_jax.report.markup import Html, el, join
+from llm_jax.report import figures, sheet
+from llm_jax.report.markup import Html
 
 _COLORS = {"small": "#c2571a", "middle": "#8a7a00", "large": "#1b6ca8", "proxy": "#8b8b8b",
            "dpo": "#7a3fa0", "ppo": "#1b6ca8", "gold": "#2c8a4b"}  # fmt: skip
-_STYLE = (
-  "text{font:10px sans-serif;fill:#333}.grid{stroke:#ddd;stroke-width:.6}"
-  ".path{fill:none;stroke-width:1.6}.fit{stroke-dasharray:4 3;stroke-width:1.1}"
-  ".faint{opacity:.45;stroke-width:1}.title{font-weight:bold;font-size:11px}"
-  "rect.back{fill:#fff}"
-)
-_TOP = 22  # Room for a panel's title.
 _CURVES = {"best_of": "best of n", "ppo": "PPO, no KL", "ppo_kl": "PPO, KL in the reward"}
 _LOWEST = -4.0  # What a gold score falls to below is not shown.
 _BINS = 40  # Of d: a run that stays in one place is a point there.
@@ -28,25 +20,7 @@ def page(found: dict) -> str:
     for pairs in found["pairs"]:
       panels.append(_curves(found, curve, f"{title}, {pairs} pairs", pairs))
   panels.append(_frontier(found["frontier"]))
-  across = len(found["pairs"])
-  rows = math.ceil(len(panels) / across)
-  width, height = across * figures.WIDTH, rows * (figures.HEIGHT + _TOP)
-  placed = [
-    el("g", panel, transform=f"translate({i % across * figures.WIDTH} "
-       f"{i // across * (figures.HEIGHT + _TOP)})")
-    for i, panel in enumerate(panels)
-  ]  # fmt: skip
-  return str(
-    el(
-      "svg",
-      el("style", Html(_STYLE)),
-      el("rect", width=width, height=height, cls="back"),
-      *placed,
-      xmlns="http://www.w3.org/2000/svg",
-      viewBox=f"0 0 {width} {height}",
-      width=width,
-    )  # fmt: skip
-  )
+  return sheet.sheet(panels, across=len(found["pairs"]))
 
 
 def _curves(found: dict, curve: str, title: str, pairs: int) -> Html:
@@ -61,14 +35,16 @@ def _curves(found: dict, curve: str, title: str, pairs: int) -> Html:
   marks, legend = [], []
   for i, (size, one) in enumerate(shown.items()):
     color, mean = _COLORS[size], means[size]
-    marks.append(_line(axes, [_d(p) for p in mean], [p["proxy"] for p in mean], color, "faint"))
-    marks.append(_line(axes, [_d(p) for p in mean], [p["gold"] for p in mean], color))
+    marks.append(
+      sheet.line(axes, [_d(p) for p in mean], [p["proxy"] for p in mean], color, "faint")
+    )
+    marks.append(sheet.line(axes, [_d(p) for p in mean], [p["gold"] for p in mean], color))
     if fit := one["fit"]["gold"]:
       xs = [_d(mean[-1]) * k / 40 for k in range(1, 41)]
       ys = [x * (fit["a"] - fit["b"] * (x if curve == "best_of" else math.log(x))) for x in xs]
-      marks.append(_line(axes, xs, ys, color, "fit"))
+      marks.append(sheet.line(axes, xs, ys, color, "fit"))
     legend.append((color, size if i else f"{size} (faint: proxy; dashed: fit)"))
-  return _panel(axes, marks, title, legend, low=curve == "ppo")
+  return sheet.panel(axes, marks, title, legend, low=curve == "ppo")
 
 
 def binned(points: Sequence[dict], bins: int = _BINS) -> list[dict]:
@@ -93,32 +69,10 @@ def _frontier(points: dict) -> Html:
   marks = []
   for kind in names:
     own = sorted((p for name, p in points.items() if name.startswith(f"{kind}/")), key=_d)
-    marks.append(_line(axes, [_d(p) for p in own], [p["gold"] for p in own], _COLORS[kind]))
-    for p in own:
-      place = {"cx": f"{axes.px(_d(p)):.1f}", "cy": f"{axes.py(p['gold']):.1f}"}
-      marks.append(el("circle", **place, r=3, fill=_COLORS[kind]))
+    marks.append(sheet.line(axes, [_d(p) for p in own], [p["gold"] for p in own], _COLORS[kind]))
+    marks.append(sheet.dots(axes, [_d(p) for p in own], [p["gold"] for p in own], _COLORS[kind]))
   legend = [(_COLORS[kind], name) for kind, name in names.items()]
-  return _panel(axes, marks, "frontier over beta", legend)
-
-
-def _panel(
-  axes: figures.Axes, marks: Sequence[Html], title: str, legend: Sequence, low: bool = False
-) -> Html:
-  """One figure; its legend is in the lower corner where the curves fall."""
-  svg = figures.figure(axes, *marks, title=title)
-  inside = Html(re.search(r"<svg[^>]*>(.*)</svg>", svg, re.S)[1])
-  words = [el("text", title, x=figures.LEFT, y=14, cls="title")]
-  first = axes.py(axes.y[0]) - 13 * len(legend) if low else figures.TOP + 12
-  for i, (color, text) in enumerate(legend):
-    y = round(first + _TOP + 13 * i)
-    words.append(el("text", text, x=figures.LEFT + 8, y=y, style=f"fill:{color}"))
-  return join([el("g", inside, transform=f"translate(0 {_TOP})"), *words])
-
-
-def _line(axes: figures.Axes, xs: list, ys: list, color: str, cls: str = "") -> Html:
-  low, high = axes.y
-  kept = [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high]
-  return figures.line(axes, [x for x, _ in kept], [y for _, y in kept], color, cls)
+  return sheet.panel(axes, marks, "frontier over beta", legend)
 
 
 def _d(point: dict) -> float:

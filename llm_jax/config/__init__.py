@@ -9,6 +9,7 @@ from llm_jax.config.model import Lora, Model
 from llm_jax.config.online import Grpo, Online, Ppo
 from llm_jax.config.pipeline import Evaluate, Pipeline, Preferences
 from llm_jax.config.recipe import Recipe
+from llm_jax.config.scaling import ScalingLaw
 from llm_jax.config.training import (
   Corruption,
   Dpo,
@@ -51,6 +52,7 @@ __all__ = [
   "Reward",
   "Rlaif",
   "Sampling",
+  "ScalingLaw",
   "Sft",
   "Stage",
   "Tokenizer",

@@ -94,7 +94,7 @@ class _Refill:
         return self.written
       self.slots = run(
         self.model, self.params, self.slots, asked.max_new, self._enough(), truncated,
-        asked.end_id, asked.pad_id,
+        asked.pad_id,
       )  # fmt: skip
       self._collect()
 
@@ -135,6 +135,7 @@ class _Refill:
       prompts=asked.prompts[prompt_C, -width:], mask=mask[:, -width:],
       source=(answer_R // asked.samples - first).astype(np.int32), row=row_R,
       keys=asked.keys[jnp.asarray(answer_R)], limit=each(asked.max_new, np.int32),
+      end_id=each(asked.end_id, np.int32),
       temperature=each(asked.temperature, np.float32),
       top_k=each(asked.top_k or self.model.cfg.vocab_size, np.int32),
       top_p=each(asked.top_p, np.float32),

@@ -29,6 +29,7 @@ class Slots(NamedTuple):
     drawn: [B] int32, tokens of the answer so far.
     limit: [B] int32, the most that it may have.
     ended: [B] bool, whether the end token was drawn.
+    end_id: [B] int32, the token that ends it.
     uniform: [B, N] float32, what tokens are drawn with.
     temperature: [B] float32; 0: the most likely token.
     top_k: [B] int32; V: all.
@@ -44,6 +45,7 @@ class Slots(NamedTuple):
   drawn: jax.Array
   limit: jax.Array
   ended: jax.Array
+  end_id: jax.Array
   uniform: jax.Array
   temperature: jax.Array
   top_k: jax.Array
@@ -67,6 +69,7 @@ class Arrivals(NamedTuple):
     row: [R] int32, the row that it takes; B: none, the answer only fills up the shape.
     keys: [R] PRNG keys.
     limit: [R] int32, the most tokens that it may have.
+    end_id: [R] int32, the token that ends it.
     temperature: [R] float32.
     top_k: [R] int32, V: all.
     top_p: [R] float32.
@@ -78,6 +81,7 @@ class Arrivals(NamedTuple):
   row: jax.Array
   keys: jax.Array
   limit: jax.Array
+  end_id: jax.Array
   temperature: jax.Array
   top_k: jax.Array
   top_p: jax.Array
@@ -92,7 +96,8 @@ def empty(model: Transformer, rows: int, slots: int, max_new: int) -> Slots:
   kind = model.cfg.matmul_precision or model.cfg.dtype
   return Slots(
     cache=cache._replace(index=whole_B), hidden=jnp.zeros((rows, model.cfg.dim), jnp.dtype(kind)),
-    first=whole_B, drawn=whole_B, limit=whole_B, ended=jnp.zeros(rows, bool), uniform=real_BN,
+    first=whole_B, drawn=whole_B, limit=whole_B, ended=jnp.zeros(rows, bool), end_id=whole_B,
+    uniform=real_BN,
     temperature=real_B, top_k=whole_B, top_p=real_B, tokens=jnp.zeros((rows, max_new), jnp.int32),
     logps=real_BN, sampled_logps=real_BN,
   )  # fmt: skip
@@ -132,6 +137,7 @@ def admit(
     cache=cache, hidden=enter(slots.hidden, hidden_CD[new.source]),
     first=enter(slots.first, first_C[new.source]), drawn=enter(slots.drawn, zeros_R),
     limit=enter(slots.limit, new.limit), ended=enter(slots.ended, zeros_R),
+    end_id=enter(slots.end_id, new.end_id),
     uniform=enter(slots.uniform, uniforms(new.keys, slots.uniform.shape[1])),
     temperature=enter(slots.temperature, new.temperature), top_k=enter(slots.top_k, new.top_k),
     top_p=enter(slots.top_p, new.top_p),
@@ -146,7 +152,6 @@ def run(
   steps: jax.Array,
   free: jax.Array,
   truncated: bool,
-  end_id: jax.Array,
   pad_id: jax.Array,
 ) -> Slots:
   """Draws up to `steps` tokens of every answer, and stops once `free` rows are free.
@@ -158,7 +163,6 @@ def run(
     steps: [] int32.
     free: [] int32; B: until all are.
     truncated: whether any row has a `top_k` or `top_p`.
-    end_id: the token that ends an answer.
     pad_id: what free rows read.
   """
   model, params = decoding_model(model, params)
@@ -188,7 +192,7 @@ def run(
       cache=cache._replace(index=slots.cache.index + busy_B),
       hidden=hidden_B1D[:, 0],
       drawn=slots.drawn + busy_B,
-      ended=slots.ended | (busy_B & (token_B == end_id)),
+      ended=slots.ended | (busy_B & (token_B == slots.end_id)),
       tokens=put(slots.tokens, token_B),
       logps=put(slots.logps, logp_B),
       sampled_logps=put(slots.sampled_logps, sampled_B),

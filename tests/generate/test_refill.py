@@ -83,16 +83,16 @@ def test_rows_draw_each_at_a_temperature_and_a_limit_of_their_own():
   state = slots.empty(small.MODEL, 3, 7, NEW)
   new = slots.Arrivals(
     prompts=PROMPTS[:3], mask=MASK[:3], source=np.arange(3), row=np.array([2, 0, 1]),
-    keys=KEYS[:3], limit=np.array([4, 12, 3], np.int32),
+    keys=KEYS[:3], limit=np.array([4, 12, 3], np.int32), end_id=np.full(3, small.NEVER),
     temperature=np.array([0.0, 1.0, 0.5], np.float32), top_k=np.array([19, 3, 19], np.int32),
     top_p=np.array([1.0, 1.0, 0.7], np.float32),
   )  # fmt: skip
   state = slots.admit(small.MODEL, small.PARAMS, state, new, 4, small.PAD)
-  state = slots.run(small.MODEL, small.PARAMS, state, 2, 3, True, small.NEVER, small.PAD)
+  state = slots.run(small.MODEL, small.PARAMS, state, 2, 3, True, small.PAD)
   np.testing.assert_array_equal(state.drawn, [2, 2, 2])  # Steps may be few,
-  state = slots.run(small.MODEL, small.PARAMS, state, 99, 1, True, small.NEVER, small.PAD)
+  state = slots.run(small.MODEL, small.PARAMS, state, 99, 1, True, small.PAD)
   np.testing.assert_array_equal(state.drawn, [3, 3, 3])  # and a free row ends them.
-  state = slots.run(small.MODEL, small.PARAMS, state, 99, 3, True, small.NEVER, small.PAD)
+  state = slots.run(small.MODEL, small.PARAMS, state, 99, 3, True, small.PAD)
   np.testing.assert_array_equal(state.drawn, [12, 3, 4])
   for row, prompt, how in (
     (2, 0, {"temperature": 0.0}),
@@ -116,11 +116,12 @@ def test_a_row_that_is_taken_again_sees_nothing_of_the_answer_before():
   expected = drawn()
   new = slots.Arrivals(
     prompts=PROMPTS[:1, -4:], mask=MASK[:1, -4:], source=np.zeros(1, int), row=np.ones(1, int),
-    keys=KEYS[:1], limit=np.full(1, NEW, np.int32), temperature=np.ones(1, np.float32),
+    keys=KEYS[:1], limit=np.full(1, NEW, np.int32), end_id=np.full(1, small.END),
+    temperature=np.ones(1, np.float32),
     top_k=np.full(1, 19, np.int32), top_p=np.ones(1, np.float32),
   )  # fmt: skip
   state = slots.admit(small.MODEL, small.PARAMS, state._replace(cache=before), new, 4, small.PAD)
-  state = slots.run(small.MODEL, small.PARAMS, state, NEW, 2, False, small.END, small.PAD)
+  state = slots.run(small.MODEL, small.PARAMS, state, NEW, 2, False, small.PAD)
   count = int(state.drawn[1])
   assert count == expected.lengths[0]
   np.testing.assert_array_equal(state.tokens[1, :count], expected.tokens[0, 7 : 7 + count])

@@ -1,0 +1,43 @@
+"""The application: routes behind the guard."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from llm_jax.serve import guards, openai
+from llm_jax.serve.models import Models
+
+
+def create(models: Models, *, hosts: Sequence[str] = guards.HOSTS, token: str = "") -> guards.App:
+  """Returns the ASGI application of these models.
+
+  Args:
+    models: what is served.
+    hosts: names under which it may be asked.
+    token: what clients must send; "": none.
+  """
+
+  @contextlib.asynccontextmanager
+  async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+    models.close()
+
+  # No pages of documentation: they load scripts of others.
+  app = FastAPI(title="llm_jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+  app.include_router(openai.router(models))
+
+  @app.exception_handler(RequestValidationError)
+  async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    return JSONResponse(guards.error(f"{place}: {first['msg']}", 400, place or None), 400)
+
+  @app.exception_handler(HTTPException)
+  async def other(_: Request, error: HTTPException) -> JSONResponse:
+    return JSONResponse(guards.error(str(error.detail), error.status_code), error.status_code)
+
+  return guards.Guard(app, hosts, token)

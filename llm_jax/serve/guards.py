@@ -1,0 +1,137 @@
+"""What stands before every request: who may ask, from where, how much, and what a page may load.
+
+A page of any site can send requests to a local port, and can make its own name point there; so a
+loopback address alone protects nothing. Host and Origin must be ours, and there is no CORS.
+"""
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MOST_BYTES = 1_000_000  # Of a request's body.
+HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_SAFE = ("GET", "HEAD")
+_HEADERS = {
+  "content-security-policy": (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'"
+  ),
+  "x-content-type-options": "nosniff",
+  "referrer-policy": "no-referrer",
+  "cross-origin-opener-policy": "same-origin",
+  "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Guard:
+  """ASGI middleware: refuses what should not be asked, and says what a page may load.
+
+  Args:
+    app: what is guarded.
+    hosts: names under which it may be asked; any port.
+    token: what "Authorization: Bearer" must give; "": nothing.
+    most: bytes of a body.
+  """
+
+  def __init__(
+    self, app: App, hosts: Sequence[str] = HOSTS, token: str = "", most: int = MOST_BYTES
+  ):
+    self._app, self._token, self._most = app, token, most
+    self._hosts = {host.lower() for host in hosts}
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    """Hands a request on, or answers it with a refusal."""
+    if scope["type"] == "lifespan":
+      await self._app(scope, receive, send)
+      return
+    if scope["type"] != "http":  # Nothing here speaks WebSocket.
+      raise ValueError(f"{scope['type']} is not served")
+    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+    refusal = self._refusal(scope["method"], headers)
+    if refusal:
+      await _refuse(send, *refusal)
+      return
+    body = _Body(receive, self._most)
+
+    async def guarded(message: MutableMapping[str, Any]) -> None:
+      if body.over:  # What the application makes of it is of no interest.
+        return
+      if message["type"] == "http.response.start":
+        own = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+        message = {**message, "headers": [*message.get("headers", []), *own]}
+      await send(message)
+
+    try:
+      await self._app(scope, body, guarded)
+    except Exception:
+      if not body.over:
+        raise
+    if body.over:
+      await _refuse(send, 413, f"a body of more than {self._most:,} bytes is not read")
+
+  def _refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    host = headers.get("host", "")
+    if _name(host) not in self._hosts:
+      return 421, "this server is not called that (Host); see --host"
+    origin = headers.get("origin")
+    if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+      return 403, "another site's page may not ask (Origin)"
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and method not in _SAFE:
+      return 403, "another site's page may not ask (Sec-Fetch-Site)"
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > self._most:
+      return 413, f"a body of more than {self._most:,} bytes is not read"
+    if self._token:
+      given = headers.get("authorization", "").removeprefix("Bearer ")
+      if not hmac.compare_digest(given.encode(), self._token.encode()):
+        return 401, "a token is needed: Authorization: Bearer ..."
+    return None
+
+
+class _TooLarge(Exception):
+  """A body went on and on."""
+
+
+class _Body:
+  """Counts what is received."""
+
+  def __init__(self, receive: Receive, most: int):
+    self._receive, self._left = receive, most
+    self.over = False
+
+  async def __call__(self) -> MutableMapping[str, Any]:
+    message = await self._receive()
+    self._left -= len(message.get("body", b""))
+    if self._left < 0:
+      self.over = True
+      raise _TooLarge
+    return message
+
+
+def _name(host: str) -> str:
+  """The name of a Host header, without its port."""
+  host = host.strip().lower()
+  if host.startswith("["):
+    return host.partition("]")[0] + "]"
+  return host.partition(":")[0]
+
+
+async def _refuse(send: Send, status: int, why: str) -> None:
+  body = json.dumps(error(why, status)).encode()
+  headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+  headers += [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+  await send({"type": "http.response.start", "status": status, "headers": headers})
+  await send({"type": "http.response.body", "body": body})
+
+
+def error(message: str, status: int, param: str | None = None) -> dict[str, Any]:
+  """The body of a refusal, as clients of OpenAI's interface expect it."""
+  kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+  kind = kinds.get(status, "invalid_request_error")
+  return {"error": {"message": message, "type": kind, "param": param, "code": None}}

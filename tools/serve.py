@@ -1,0 +1,94 @@
+"""The models of a run behind OpenAI's interface, on this machine.
+
+python -m tools.serve --workdir=runs/quickstart
+python -m tools.serve --workdir=runs/quickstart --port=8001 --rows=64 --prompt=1024
+
+  curl http://127.0.0.1:8000/v1/models
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{"model": "ppo", "messages": [{"role": "user", "content": "What is itertools.chain?"}]}'
+
+Every stage of the run that trained a language model is served by its name, and loaded when it is
+first asked for. If the environment variable LLM_JAX_TOKEN is set, clients must send it ("api_key"
+of OpenAI's client). Other machines are served with --bind, which needs a token, and the name that
+they use with --host.
+"""
+
+import argparse
+import ipaddress
+import os
+import sys
+
+from llm_jax.errors import UserError
+
+TOKEN = "LLM_JAX_TOKEN"
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Serves until it is interrupted; exit code 2 and one line for bad input."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument("--workdir", required=True, help="a run of the pipeline")
+  parser.add_argument("--prepared", default="", help="its corpus; default: WORKDIR/prepare")
+  parser.add_argument("--port", type=int, default=8000)
+  parser.add_argument("--bind", default="127.0.0.1", help="address to listen at")
+  parser.add_argument("--host", action="append", default=[], help="a name that clients use")
+  parser.add_argument("--rows", type=int, default=32, help="answers that are drawn together")
+  parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt at most")
+  parser.add_argument("--max_new", type=int, default=256, help="tokens of an answer at most")
+  options = parser.parse_args(argv)
+  try:
+    _serve(options)
+  except UserError as error:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+  return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
+  token = os.environ.get(TOKEN, "")
+  check(options, token)
+  try:
+    import uvicorn
+
+    from llm_jax.serve import app, guards
+  except ModuleNotFoundError as error:
+    raise UserError(f"{error.name} is missing: pip install 'llm_jax[web]'") from error
+  from llm_jax.serve.models import Models
+  from llm_jax.train import compiling
+
+  compiling.cache()
+  models = Models(
+    options.workdir, options.prepared,
+    rows=options.rows, prompt=options.prompt, max_new=options.max_new,
+  )  # fmt: skip
+  application = app.create(models, hosts=(*guards.HOSTS, *options.host), token=token)
+  print(f"models: {', '.join(models.names)}")
+  print(f"http://{options.bind}:{options.port}/v1", flush=True)
+  uvicorn.run(application, host=options.bind, port=options.port, log_level="warning")
+
+
+def check(options: argparse.Namespace, token: str) -> None:
+  """Refuses what is out of range, and to serve other machines without a token.
+
+  Raises:
+    UserError: naming the option.
+  """
+  for name in ("rows", "prompt", "max_new"):
+    if getattr(options, name) < 1:
+      raise UserError(f"--{name}={getattr(options, name)} must be at least 1")
+  if not 0 < options.port < 65536:
+    raise UserError(f"--port={options.port} must be 1 to 65535")
+  try:
+    local = ipaddress.ip_address(options.bind).is_loopback
+  except ValueError as error:
+    raise UserError(f"--bind={options.bind} must be an address, such as 127.0.0.1") from error
+  if not local and not token:
+    raise UserError(
+      f"--bind={options.bind} serves other machines: set the environment variable {TOKEN} to a "
+      "token that clients must send"
+    )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

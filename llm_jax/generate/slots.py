@@ -144,7 +144,7 @@ def admit(
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames="room", donate_argnums=2)
 def run(
   model: Transformer,
   params: Params,
@@ -153,6 +153,8 @@ def run(
   free: jax.Array,
   truncated: bool,
   pad_id: jax.Array,
+  rows: jax.Array | None = None,
+  room: int = 0,
 ) -> Slots:
   """Draws up to `steps` tokens of every answer, and stops once `free` rows are free.
 
@@ -161,10 +163,47 @@ def run(
     params: its parameters.
     slots: answers in progress.
     steps: [] int32.
-    free: [] int32; B: until all are.
+    free: [] int32, of the rows at work; as many as these: until all are.
     truncated: whether any row has a `top_k` or `top_p`.
     pad_id: what free rows read.
+    rows: [W] int32, the rows at work, each once; None: all. Others may be in no answer.
+    room: slots of the cache that are at work, enough for these steps; 0: all.
   """
+  if rows is not None:
+    part = _take(slots, rows, room if room else slots.cache.segments.shape[1])
+    return _give_back(slots, rows, _run(model, params, part, steps, free, truncated, pad_id))
+  return _run(model, params, slots, steps, free, truncated, pad_id)
+
+
+def _take(slots: Slots, rows: jax.Array, room: int) -> Slots:
+  own = jax.tree.map(lambda x: x[rows], slots._replace(cache=None))
+  some = lambda x: x[rows, ..., :room, :]  # noqa: E731
+  cache, flat = slots.cache, lambda x: x[rows, :room]
+  return own._replace(
+    cache=Cache(
+      tuple(map(some, cache.keys)), tuple(map(some, cache.values)), flat(cache.segments),
+      flat(cache.positions), cache.index[rows],
+    )
+  )  # fmt: skip
+
+
+def _give_back(slots: Slots, rows: jax.Array, part: Slots) -> Slots:
+  room = part.cache.segments.shape[1]
+  put = lambda old, x: old.at[rows].set(x)  # noqa: E731
+  some = lambda old, x: old.at[rows, :, :room].set(x)  # noqa: E731
+  flat = lambda old, x: old.at[rows, :room].set(x)  # noqa: E731
+  old, new = slots.cache, part.cache
+  whole = jax.tree.map(put, slots._replace(cache=None), part._replace(cache=None))
+  return whole._replace(
+    cache=Cache(
+      tuple(map(some, old.keys, new.keys)), tuple(map(some, old.values, new.values)),
+      flat(old.segments, new.segments), flat(old.positions, new.positions),
+      put(old.index, new.index),
+    )
+  )  # fmt: skip
+
+
+def _run(model, params, slots: Slots, steps, free, truncated: bool, pad_id) -> Slots:
   model, params = decoding_model(model, params)
   head_DV = model.for_head(model.head(params).astype(jnp.dtype(model.cfg.dtype)))
   angles = model.angles(slots.cache.segments.shape[1])

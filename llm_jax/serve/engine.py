@@ -9,7 +9,7 @@ import collections
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,7 +22,8 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
 _PART = 4  # Prompts that are read at a time: one shape to compile for each width.
-_LEAST_WIDTH = 32
+_LEAST_WIDTH = 32  # Slots of the shortest prompts,
+_LEAST_ROOM = 128  # and of the shortest answers with theirs.
 _CHUNK = 256  # Slots of a prompt that are read at a time, and rows of logits of a score.
 
 
@@ -75,6 +76,12 @@ class Ticket:
     self.ask, self.emit = ask, emit
     self.cancelled = False
     self.sent = 0
+    self.begun = 0  # Slots of the prompt, once it is read.
+
+  @property
+  def slots(self) -> int:
+    """Slots that are taken so far, the end token's too."""
+    return self.begun + self.sent + 1
 
   def cancel(self) -> None:
     """Wants no more."""
@@ -111,7 +118,8 @@ class Engine:
       rows: as above.
       prompt: as above.
       max_new: as above.
-      stride: tokens of each answer that are drawn before they are sent.
+      stride: tokens of each answer that are drawn before they are sent; twice as many where more
+        than a quarter of the rows is taken.
       waiting: requests that may wait for a row.
     """
     self.rows, self.prompt, self.max_new = rows, prompt, max_new
@@ -204,10 +212,23 @@ class Engine:
     if not asks:
       return
     truncated = any(ask.top_k > 0 or ask.top_p < 1 for ask in asks)
+    rows, room = self._at_work()
+    # Many wait for each other anyway: they get more at a time.
+    steps = self._stride if len(rows) < self.rows else 2 * self._stride
     self._slots = run(
-      self._model, self._params, self._slots, self._stride, self.rows, truncated, self._pad
-    )
+      self._model, self._params, self._slots, steps, len(rows), truncated, self._pad, rows,
+      room=room,
+    )  # fmt: skip
     self._send()
+
+  def _at_work(self) -> tuple[np.ndarray, int]:
+    """The rows of answers, filled up with free ones to one of few numbers, and slots for them."""
+    busy = [row for row, owner in enumerate(self._owner) if owner]
+    free = [row for row, owner in enumerate(self._owner) if not owner]
+    count = next(n for n in (1, self.rows // _PART, self.rows) if n >= len(busy))
+    longest = max(owner.slots for owner in self._owner if owner) + 2 * self._stride
+    rows = np.array((busy + free)[:count], np.int32)
+    return rows, _width(longest, self.prompt + self.max_new, _LEAST_ROOM)
 
   def _admit(self) -> None:
     while True:
@@ -219,8 +240,9 @@ class Engine:
           new += [] if ticket.cancelled else [ticket]
       if not new:
         return
+      width = _prompt_width([ticket.ask for ticket in new], self.prompt)
       for row, ticket in zip(free, new, strict=False):
-        self._owner[row] = ticket
+        self._owner[row], ticket.begun = ticket, width
       arrivals = self._arrivals(free[: len(new)], [ticket.ask for ticket in new])
       self._slots = admit(
         self._model, self._params, self._slots, arrivals, min(_CHUNK, self.prompt), self._pad
@@ -228,7 +250,7 @@ class Engine:
 
   def _arrivals(self, rows: list[int], asks: list[Ask]) -> Arrivals:
     filled = asks + [asks[-1]] * (_PART - len(asks))
-    width = _width(max(len(ask.prompt) for ask in asks), self.prompt)
+    width = _prompt_width(asks, self.prompt)
     prompts = np.full((_PART, width), self._pad, np.int32)
     mask = np.zeros((_PART, width), np.int32)
     for row, ask in enumerate(filled):
@@ -312,8 +334,14 @@ def _score(model: Transformer, params: Params, tokens: jax.Array, top: int):
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(targets_T)], found)
 
 
-def _width(longest: int, most: int) -> int:
-  width = _LEAST_WIDTH
+def _prompt_width(asks: Sequence[Ask], most: int) -> int:
+  """Slots for these prompts, read together."""
+  return _width(max(len(ask.prompt) for ask in asks), most)
+
+
+def _width(longest: int, most: int, least: int = 0) -> int:
+  """The next of few sizes, each twice the one before."""
+  width = least if least else _LEAST_WIDTH
   while width < longest:
     width *= 2
   return min(width, most)

@@ -82,6 +82,26 @@ def test_many_at_once_in_few_rows_get_what_each_would_get_alone(served):
   assert served.busy() == (0, 0)
 
 
+def test_few_answers_are_drawn_in_a_small_batch_and_many_in_a_large_one(monkeypatch):
+  own = engine.Engine(
+    small.MODEL, small.PARAMS, pad_id=small.PAD, rows=8, prompt=PROMPT, max_new=NEW
+  )
+  monkeypatch.setattr(engine, "_LEAST_ROOM", 16)
+  monkeypatch.setattr(engine, "_LEAST_WIDTH", 4)
+  run, sizes = engine.run, []
+  monkeypatch.setattr(
+    engine, "run", lambda *a, **how: sizes.append((len(a[7]), how["room"])) or run(*a, **how)
+  )
+  (found,) = heard(own, ask(end_id=small.NEVER))
+  assert found.tokens == expected(ask(end_id=small.NEVER))[0].tolist()
+  assert {rows for rows, _ in sizes} == {1} and {room for _, room in sizes} == {16, 32}
+  asks = [ask(seed=seed, end_id=small.NEVER) for seed in range(8)]
+  for one, many in zip(asks, heard(own, *asks), strict=True):
+    assert many.tokens == expected(one)[0].tolist()
+  assert {rows for rows, _ in sizes} >= {1, 8}
+  own.close()
+
+
 def test_an_answer_comes_in_pieces(served):
   (found,) = heard(served, ask(end_id=small.NEVER))
   assert found.pieces >= NEW / 4 and len(found.tokens) == NEW
@@ -161,7 +181,7 @@ def test_a_failure_ends_the_answers_and_not_the_engine(monkeypatch):
   )
   run = engine.run
 
-  def broken(*args):
+  def broken(*args, **how):
     monkeypatch.setattr(engine, "run", run)
     raise RuntimeError("no")
 

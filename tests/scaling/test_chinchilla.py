@@ -1,5 +1,7 @@
 """Scaling laws: fits find the law that made the runs, and frontiers are where its gradient says."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,29 @@ def test_known_optima():
   assert (params, tokens) == (pytest.approx(70e9, rel=0.001), pytest.approx(1.4e12, rel=0.001))
   # Kaplan et al. would have spent most of it on parameters.
   assert chinchilla.kaplan(5.76e23)[0] > 10 * params
+
+
+def test_published_runs_give_the_published_law():
+  """As they did, without the first five runs, which hardly trained (few tokens, loss up to 5)."""
+  path = pathlib.Path(__file__).with_name("chinchilla_runs.csv")
+  millions, flops, loss = np.loadtxt(path, delimiter=",").T
+  assert len(loss) == 245
+  params = 1e6 * millions
+  tokens = flops / 6 / params
+  published = LAWS["besiroglu"]
+  found = chinchilla.fit(params[5:], tokens[5:], loss[5:])
+  assert found.E == pytest.approx(published.E, abs=0.002)
+  assert found.alpha == pytest.approx(published.alpha, abs=0.002)
+  assert found.beta == pytest.approx(published.beta, abs=0.002)
+  low, high = chinchilla.interval(chinchilla.bootstrap(params[5:], tokens[5:], loss[5:], 100))
+  assert all(a < x < b for a, x, b in zip(low, published, high, strict=True))
+  # What was first published does not fit them: its exponent of the tokens is far off.
+  assert not low.beta < LAWS["hoffmann"].beta < high.beta
+  # Approaches 2 and 3 agree that parameters and tokens grow alike, .49 to .52.
+  share = found.beta / (found.alpha + found.beta)
+  frontier = chinchilla.isoflop(params[5:], tokens[5:], loss[5:], within=0.15)
+  assert share == pytest.approx(0.514, abs=0.005)
+  assert frontier.params.exponent == pytest.approx(share, abs=0.03)
 
 
 def test_a_smaller_model_pays_in_tokens():

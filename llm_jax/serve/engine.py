@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.errors import UserError
 from llm_jax.generate.logits import logp_of, next_logits
 from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run
 from llm_jax.models.transformer import Transformer
@@ -73,7 +74,7 @@ class Ticket:
   """A request on its way; `cancel` frees its row."""
 
   def __init__(self, ask: Ask, emit: Callable[[Piece], None]):
-    self.ask, self.emit = ask, emit
+    self.ask, self._emit = ask, emit
     self.cancelled = False
     self.sent = 0
     self.begun = 0  # Slots of the prompt, once it is read.
@@ -86,6 +87,14 @@ class Ticket:
   def cancel(self) -> None:
     """Wants no more."""
     self.cancelled = True
+
+  def send(self, piece: Piece) -> None:
+    """Hands a piece on; who cannot take it any more is taken to have left."""
+    if not self.cancelled:
+      try:
+        self._emit(piece)
+      except RuntimeError:  # The event loop that listened is closed.
+        self.cancelled = True
 
 
 class Engine:
@@ -121,9 +130,19 @@ class Engine:
       stride: tokens of each answer that are drawn before they are sent; twice as many where more
         than a quarter of the rows is taken.
       waiting: requests that may wait for a row.
+
+    Raises:
+      UserError: if the model has no positions for so many tokens.
     """
+    cfg = model.cfg
+    if cfg.position == "learned" and prompt + max_new > cfg.max_length:
+      raise UserError(
+        f"--prompt={prompt} and --max_new={max_new} are more than the {cfg.max_length} positions "
+        "that this model has learned: lower them"
+      )
     self.rows, self.prompt, self.max_new = rows, prompt, max_new
-    self._model, self._params, self._pad, self._stride = model, params, pad_id, stride
+    self._model, self._pad, self._stride = model, pad_id, stride
+    self._params = jax.device_put(params)
     self._most_waiting = waiting
     self._slots: Slots = empty(model, rows, prompt, max_new)
     self._owner: list[Ticket | None] = [None] * rows
@@ -282,8 +301,7 @@ class Engine:
       new = slice(owner.sent, count - 1 if ended[row] else count)
       if new.stop > new.start or reason:
         owner.sent = count
-        if not owner.cancelled:
-          owner.emit(Piece(tokens[row, new].tolist(), logps[row, new].tolist(), reason))
+        owner.send(Piece(tokens[row, new].tolist(), logps[row, new].tolist(), reason))
       if reason:
         self._owner[row] = None
 
@@ -293,8 +311,7 @@ class Engine:
       self._owner = [None] * self.rows
       self._waiting.clear()
     for ticket in left:
-      if not ticket.cancelled:
-        ticket.emit(Piece([], [], "error"))
+      ticket.send(Piece([], [], "error"))
 
 
 @jax.jit

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.errors import UserError
 from llm_jax.generate import sample
 from llm_jax.serve import engine
 from tests.generate import test_sampler as small
@@ -173,6 +174,21 @@ def test_too_many_that_wait_are_refused_and_closing_ends_all():
   assert all(listener.done.is_set() for listener in waiting)
   with pytest.raises(engine.Full, match="closing"):
     own.submit(ask(), print)
+
+
+def test_a_listener_that_fails_is_taken_to_have_left(served):
+  def closed(piece):
+    raise RuntimeError("Event loop is closed")
+
+  served.submit(ask(end_id=small.NEVER), closed)
+  (found,) = heard(served, ask())
+  assert found.tokens == expected(ask())[0].tolist()
+
+
+def test_positions_that_were_not_learned_are_refused():
+  model, params = small.make(position="learned")
+  with pytest.raises(UserError, match="32 positions that this model has learned"):
+    engine.Engine(model, params, pad_id=small.PAD, rows=2, prompt=20, max_new=13)
 
 
 def test_a_failure_ends_the_answers_and_not_the_engine(monkeypatch):

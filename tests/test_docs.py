@@ -7,7 +7,10 @@ import shlex
 
 import pytest
 
-from experiments import _launch
+from experiments import _launch, sweep
+
+# ml_collections loads the file that --config names in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -27,6 +30,9 @@ def test_commands_exist(module, words, monkeypatch):
   if module.startswith("experiments."):
     argv = [module, *shlex.split(words, comments=True)]
     stage = module.partition(".")[2]
+    if stage == "sweep":
+      assert sweep.main([*argv[1:], "--list"]) == 0
+      return
     path = _launch.config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
     if stage != "custom_loss":
       monkeypatch.chdir(ROOT)

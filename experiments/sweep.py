@@ -32,6 +32,7 @@ from llm_jax.errors import UserError, nearest
 
 _DONE = "sweep_done.json"
 _LEFT_OUT = ("sweep", "pipeline", "custom_loss")
+_MOST = 10_000  # Values of a field.
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -62,7 +63,13 @@ def _sweep(options: argparse.Namespace, words: list[str]) -> int:
   known = [name for name in known if name not in _LEFT_OUT]
   if options.stage not in known:
     raise UserError(f"--stage={options.stage}: no such experiment{nearest(options.stage, known)}")
+  if any(word.lstrip("-").split("=")[0] == "dry_run" for word in words):
+    raise UserError("--dry_run: see what a sweep would do with --list")
+  if options.workdir.is_file():
+    raise UserError(f"--workdir={options.workdir} is a file")
   runs = points(options.grid)
+  if options.index is not None and not 0 <= options.index < len(runs):
+    raise UserError(f"--index={options.index}: the runs are 0 to {len(runs) - 1}")
   lines = [command(options.stage, options.workdir / str(i), run, words)
            for i, run in enumerate(runs)]  # fmt: skip
   for line in lines:
@@ -71,10 +78,9 @@ def _sweep(options: argparse.Namespace, words: list[str]) -> int:
     print("\n".join(shlex.join(line) for line in lines))
     return 0
   if options.sbatch:
+    options.workdir.mkdir(parents=True, exist_ok=True)  # Slurm opens logs in it.
     print(script(options, words, len(runs)))
     return 0
-  if options.index is not None and not 0 <= options.index < len(runs):
-    raise UserError(f"--index={options.index}: the runs are 0 to {len(runs) - 1}")
   _record(options.workdir, options.stage, runs, words)
   chosen = range(len(runs)) if options.index is None else [options.index]
   failed = [i for i in chosen if not _run(options.workdir / str(i), lines[i], i, len(runs))]
@@ -100,6 +106,8 @@ def points(grid: str) -> list[dict[str, str]]:
     if name in axes:
       raise UserError(f"--grid: {name} is there twice")
     axes[name] = [one for value in values for one in _range(value)]
+    if len(set(axes[name])) < len(axes[name]):
+      raise UserError(f"--grid: {name} has a value twice")
   if not axes:
     raise UserError("--grid is empty: name a field and its values, such as seed=0..2")
   return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -110,8 +118,8 @@ def _range(value: str) -> list[str]:
   if not match:
     return [value]
   first, last = int(match[1]), int(match[2])
-  if last < first:
-    raise UserError(f"--grid: {value} must go upwards")
+  if not first <= last < first + _MOST:
+    raise UserError(f"--grid: {value} must go upwards, and by less than {_MOST:,}")
   return [str(i) for i in range(first, last + 1)]
 
 
@@ -149,6 +157,10 @@ def check(stage: str, argv: Sequence[str]) -> None:
     UserError: in the experiment's words.
   """
   path = _launch.config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
+  if stage == "recipe" and not _launch.config_path(argv):
+    raise UserError(
+      "--stage=recipe needs --config, such as --config=configs/recipes/zephyr.py:tiny"
+    )
   default = _launch.load_config(path)
   _launch.check_overrides(argv[1:], default)
   values = flags.FlagValues()
@@ -161,7 +173,7 @@ def script(options: argparse.Namespace, words: Sequence[str], count: int) -> str
   line = shlex.join([sys.executable, "-m", "experiments.sweep", *given, *words])
   return (
     f"#!/bin/bash\n#SBATCH --job-name={options.stage}-sweep\n#SBATCH --array=0-{count - 1}\n"
-    f"#SBATCH --gpus=1\n#SBATCH --output={options.workdir}/%a.log\n\n"
+    f"#SBATCH --gpus=1\n#SBATCH --output={shlex.quote(f'{options.workdir}/%a.log')}\n\n"
     f"{line} --index=$SLURM_ARRAY_TASK_ID"
   )
 
@@ -171,7 +183,13 @@ def _record(
 ) -> None:
   """Writes down what the numbers mean, once."""
   path, sweep = workdir / "sweep.json", {"stage": stage, "runs": runs, "words": words}
-  if path.exists() and json.loads(path.read_text()) != sweep:
+  try:
+    other = path.exists() and json.loads(path.read_text()) != sweep
+  except ValueError as error:
+    raise UserError(
+      f"{path} is damaged: {error}; remove it, or choose another --workdir"
+    ) from error
+  if other:
     raise UserError(f"{workdir} holds another sweep (sweep.json): choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
   rundir.write_json(path, sweep)

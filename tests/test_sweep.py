@@ -39,6 +39,8 @@ def test_a_grid_is_every_combination(grid, expected):
     ("seed=1,,2", "must be FIELD=VALUE"),
     ("seed=1;seed=2", "there twice"),
     ("seed=3..1", "go upwards"),
+    ("seed=0..1000000000", "less than 10,000"),
+    ("seed=0,0", "a value twice"),
     ("loss=ipo(beta=1", "not closed"),
     ("loss='ipo", "not closed"),
   ],
@@ -57,6 +59,8 @@ def test_grids_that_cannot_be_read(grid, message):
     (["--stage=dpo", "--grid=steps=5,0"], "config.steps must be at least 1"),
     (["--stage=dpo", "--grid=seed=0", "--config.stepss=1"], "has no field"),
     (["--stage=dpo", "--grid=seed=0..2", "--index=3"], "the runs are 0 to 2"),
+    (["--stage=dpo", "--grid=seed=0", "--dry_run"], "with --list"),
+    (["--stage=recipe", "--grid=seed=0"], "--stage=recipe needs --config"),
   ],
 )
 def test_all_runs_are_checked_before_the_first_one(words, message, tmp_path, capsys, monkeypatch):
@@ -144,3 +148,12 @@ def test_lines_and_scripts_are_printed_and_nothing_runs(tmp_path, monkeypatch, c
   text = capsys.readouterr().out
   assert "--array=0-3" in text and text.endswith("--index=$SLURM_ARRAY_TASK_ID\n")
   assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  assert swept(tmp_path / "file") == 2
+  (tmp_path / "sweep.json").write_text("{")
+  assert swept(tmp_path) == 2
+  errors = capsys.readouterr().err.splitlines()
+  assert "is a file" in errors[0] and "is damaged" in errors[1] and len(errors) == 2

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   """Adds the options of a budget."""
   parser.add_argument("--params", default="", help="parameters of a model, such as 7e9 or 7B")
   parser.add_argument("--tokens", default="", help="tokens that it is trained on, such as 2T")
-  parser.add_argument("--days", type=float, default=0, help="that the devices are yours")
+  parser.add_argument("--days", default="", help="that the devices are yours")
 
 
 def asked(options: argparse.Namespace) -> bool:
@@ -32,17 +32,17 @@ def figures(options: argparse.Namespace, peak: float) -> dict[str, Any]:
   Raises:
     UserError: for what cannot be.
   """
-  params, tokens = number("params", options.params), number("tokens", options.tokens)
+  params, tokens, days = (number(name, getattr(options, name)) for name in OPTIONS)
   watts = devices.watts(options.device)
   try:
     found = budget.plan(
-      devices=options.devices, peak=peak, mfu=options.mfu, params=params, days=options.days,
+      devices=options.devices, peak=peak, mfu=options.mfu, params=params, days=days,
       tokens=tokens, price=options.price, watts=watts,
     )  # fmt: skip
   except ValueError as error:
     raise UserError(f"--params, --days, --tokens: {error}") from error
-  if not math.isfinite(found.loss) or found.tokens < 1 or found.params < 1:
-    raise UserError("--params, --days, --tokens: this budget is not enough for one token")
+  if found.tokens < 1 or found.params < 1:
+    raise UserError("--params, --days, --tokens: this is less than one parameter or token")
   return found._asdict() | {"verdict": found.verdict, "state_bytes": _STATE * found.params}
 
 
@@ -59,7 +59,7 @@ def number(name: str, text: str) -> float:
     value = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
   except ValueError:
     value = 0.0
-  if not value > 0:
+  if not 0 < value < math.inf:
     raise UserError(f"--{name}={text} must be a number above 0, such as 7e9 or 7B")
   return value
 

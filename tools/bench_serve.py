@@ -13,17 +13,19 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from llm_jax.errors import UserError
-from tools import _figures
+from tools import _figures, serve
 
 _START = 120.0  # Seconds that the server may take to start.
 
@@ -85,19 +87,27 @@ def server(options: argparse.Namespace) -> Iterator[int]:
     port = free.getsockname()[1]
   words = [sys.executable, "-m", "tools.serve", f"--workdir={options.workdir}", f"--port={port}"]
   words.append(f"--max_new={max(256, options.new)}")
-  process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-  try:
-    deadline = time.time() + _START
-    while time.time() < deadline:
-      if process.poll() is not None:
-        raise UserError(f"tools.serve ended: {process.communicate()[1].strip()[-300:]}")
-      with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        break
-      time.sleep(0.1)
-    yield port
-  finally:
-    process.terminate()
-    process.communicate(timeout=30)
+  free_for_all = {name: value for name, value in os.environ.items() if name != serve.TOKEN}
+  with tempfile.TemporaryFile("w+") as log:
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, env=free_for_all)
+    try:
+      _wait(process, port, log)
+      yield port
+    finally:
+      process.terminate()
+      process.wait(30)
+
+
+def _wait(process: subprocess.Popen, port: int, log: IO[str]) -> None:
+  deadline = time.time() + _START
+  while time.time() < deadline:
+    if process.poll() is not None:
+      log.seek(0)
+      raise UserError(f"tools.serve ended: {log.read().strip()[-300:]}")
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+      return
+    time.sleep(0.1)
+  raise UserError(f"tools.serve did not answer within {_START:.0f} s")
 
 
 def _round(port: int, options: argparse.Namespace, count: int) -> tuple[float, float]:
@@ -131,6 +141,8 @@ def stream(port: int, options: argparse.Namespace, seed: int) -> Stream:
       first = first or time.perf_counter() - start
       if b'"usage"' in line:
         tokens = json.loads(line[6:])["usage"]["completion_tokens"]
+  if not tokens:
+    raise UserError("a stream ended without tokens; see the server's log")
   return Stream(tokens, first, time.perf_counter() - start)
 
 

@@ -66,7 +66,12 @@ def plan(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
   if peak is None:
     known = ", ".join(name for name, _ in devices.PEAK_FLOPS)
     raise UserError(f"--device={options.device} is not known; there are {known}")
-  if options.devices < 1 or not 0 < options.mfu <= 1 or options.memory <= 0 or options.price < 0:
+  if (
+    options.devices < 1
+    or not 0 < options.mfu <= 1
+    or options.memory <= 0
+    or not 0 <= options.price < 1e9
+  ):
     raise UserError(
       "--devices and --memory must be above 0, --mfu in (0, 1] and --price not negative"
     )

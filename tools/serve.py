@@ -16,6 +16,7 @@ they use with --host.
 import argparse
 import ipaddress
 import os
+import socket
 import sys
 
 from llm_jax.errors import UserError
@@ -63,9 +64,24 @@ def _serve(options: argparse.Namespace) -> None:
     rows=options.rows, prompt=options.prompt, max_new=options.max_new,
   )  # fmt: skip
   application = app.create(models, hosts=(*guards.HOSTS, *options.host), token=token)
-  print(f"models: {', '.join(models.names)}")
-  print(f"http://{options.bind}:{options.port}/v1", flush=True)
-  uvicorn.run(application, host=options.bind, port=options.port, log_level="warning")
+  with _listener(options.bind, options.port) as listener:
+    print(f"models: {', '.join(models.names)}")
+    name = f"[{options.bind}]" if ":" in options.bind else options.bind
+    print(f"http://{name}:{options.port}/v1", flush=True)
+    uvicorn.Server(uvicorn.Config(application, log_level="warning")).run([listener])
+
+
+def _listener(address: str, port: int) -> socket.socket:
+  """A socket that listens.
+
+  Raises:
+    UserError: if it cannot.
+  """
+  family = socket.AF_INET6 if ":" in address else socket.AF_INET
+  try:
+    return socket.create_server((address, port), family=family)
+  except OSError as error:
+    raise UserError(f"--bind={address} --port={port}: {error.strerror}; choose another") from error
 
 
 def check(options: argparse.Namespace, token: str) -> None:
@@ -83,6 +99,8 @@ def check(options: argparse.Namespace, token: str) -> None:
     local = ipaddress.ip_address(options.bind).is_loopback
   except ValueError as error:
     raise UserError(f"--bind={options.bind} must be an address, such as 127.0.0.1") from error
+  if token and not (token.isascii() and token.isprintable() and " " not in token):
+    raise UserError(f"{TOKEN} must be printable ASCII without spaces")
   if not local and not token:
     raise UserError(
       f"--bind={options.bind} serves other machines: set the environment variable {TOKEN} to a "

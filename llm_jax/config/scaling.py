@@ -64,8 +64,8 @@ class ScalingLaw:
       if int(match[1]) % self.heads(int(match[1])):
         raise UserError(f'config.sizes: the width of "{text}" must be a multiple of its heads')
       found.append((int(match[1]), int(match[2])))
-    if len(set(found)) < 3:
-      raise UserError(f"config.sizes={self.sizes} must be three sizes or more")
+    if len(set(found)) < 3 or len(set(found)) < len(found):
+      raise UserError(f"config.sizes={self.sizes} must be three sizes or more, each once")
     return found
 
   def heads(self, width: int) -> int:
@@ -82,6 +82,10 @@ class ScalingLaw:
       found = sorted(float(text) for text in self.budgets)
     except ValueError:
       found = []
-    if len(found) < 2 or not all(x > 0 and math.isfinite(x) for x in found):
-      raise UserError(f"config.budgets={self.budgets} must be two numbers of FLOPs or more")
+    named = {f"{x:.3g}" for x in found}  # As in the names of runs.
+    if len(found) < 2 or len(named) < len(found) or not all(0 < x < math.inf for x in found):
+      raise UserError(
+        f"config.budgets={self.budgets} must be two numbers of FLOPs or more, which differ in three"
+        " digits"
+      )
     return found

@@ -52,7 +52,8 @@ def _equal_flops(found: dict[str, Any]) -> Html:
     "log10 parameters", "held-out loss, nats per token",
   )  # fmt: skip
   marks, legend = [], []
-  for budget, color in zip(budgets, _COLORS, strict=False):
+  for i, budget in enumerate(budgets):
+    color = _COLORS[i % len(_COLORS)]
     own = sorted((r for r in runs if r["budget"] == budget), key=lambda r: r["params"])
     xs, ys = [math.log10(r["params"]) for r in own], [r["loss"] for r in own]
     grid = np.linspace(xs[0], xs[-1], 40)

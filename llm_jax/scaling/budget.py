@@ -14,6 +14,7 @@ MOMENTS = {"adamw": 2, "muon": 2, "lion": 1, "adafactor": 0, "schedule_free": 2}
 
 _NEAR = 1.5  # Within this factor of the optimal tokens per parameter a run is near the optimum.
 _SECONDS = 86400.0  # Of a day.
+_MOST = 1e30  # Of any number that is given: what is beyond is a slip of the hand.
 
 
 class Roles(NamedTuple):
@@ -137,8 +138,8 @@ def plan(
   Raises:
     ValueError: if all three or too few are given, or a number is out of range.
   """
-  if min(days, tokens, params, price) < 0:
-    raise ValueError("no number may be below 0")
+  if not all(0 <= x <= _MOST for x in (days, tokens, params, price, devices, peak)):
+    raise ValueError(f"numbers must be 0 to {_MOST:.0e}")
   known = sum(x > 0 for x in (days, tokens, params))
   if known != 2 and not (known == 1 and days):
     raise ValueError("give two of them, or days alone")
@@ -146,6 +147,8 @@ def plan(
     raise ValueError("devices and peak must be above 0, mfu in (0, 1]")
   speed = devices * peak * mfu
   total = speed * days * _SECONDS if days else chinchilla.FLOPS * params * tokens
+  if not total >= chinchilla.FLOPS:
+    raise ValueError("this is less than one parameter and token")
   best = tuple(float(x) for x in chinchilla.optimal(law, total))
   params = params or (total / (chinchilla.FLOPS * tokens) if tokens else best[0])
   tokens = total / (chinchilla.FLOPS * params)

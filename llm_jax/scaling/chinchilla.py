@@ -168,9 +168,10 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[Law, Law]:
 
 
 def r_squared(found: np.ndarray, predicted: np.ndarray) -> float:
-  """1 - the squares of what is left over those around the mean."""
+  """1 - the squares of what is left over those around the mean; of equal values 1 or 0."""
   found = np.asarray(found, float)
-  return float(1 - np.sum((found - predicted) ** 2) / np.sum((found - found.mean()) ** 2))
+  left, spread = np.sum((found - predicted) ** 2), np.sum((found - found.mean()) ** 2)
+  return float(1 - left / spread) if spread > 0 else float(left == 0)
 
 
 def isoflop(
@@ -222,8 +223,8 @@ def envelope(
 ) -> Frontier:
   """Approach 1: at each number of FLOPs, the training curve that is lowest there.
 
-  A budget counts where at least two curves reach it, and neither the smallest nor the largest model
-  that does is the best: there a size beyond them might be better.
+  A budget counts where curves of three sizes reach it, and neither the smallest nor the largest of
+  them is the best: there a size beyond them might be better.
 
   Args:
     params: [M] N of each model.
@@ -232,8 +233,10 @@ def envelope(
     points: budgets, evenly spaced in log C.
 
   Raises:
-    ValueError: if fewer than two budgets count.
+    ValueError: if fewer than two budgets count, or a number is not above 0.
   """
+  if not all(n > 0 and np.min(d) > 0 for n, d in zip(params, tokens, strict=True)):
+    raise ValueError("params and tokens must be above 0")
   flops = [FLOPS * n * np.asarray(d, float) for n, d in zip(params, tokens, strict=True)]
   ends = min(f[0] for f in flops), max(f[-1] for f in flops)
   found = []

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from llm_jax.serve import guards, openai
+from llm_jax.serve import guards, openai, requests
 from llm_jax.serve.models import Models
 
 
@@ -33,8 +33,13 @@ def create(models: Models, *, hosts: Sequence[str] = guards.HOSTS, token: str = 
   @app.exception_handler(RequestValidationError)
   async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    return JSONResponse(guards.error(f"{place}: {first['msg']}", 400, place or None), 400)
+    if first["type"] == "json_invalid":
+      return JSONResponse(guards.error("the body is no JSON", 400), 400)
+    # Beside fields and numbers it names the types that were tried.
+    field, *inside = first["loc"][1:] or ("body",)
+    inside = [part for part in inside if isinstance(part, int) or part in requests.FIELDS]
+    place = ".".join(map(str, (field, *inside)))
+    return JSONResponse(guards.error(f"{place}: {first['msg']}", 400, place), 400)
 
   @app.exception_handler(HTTPException)
   async def other(_: Request, error: HTTPException) -> JSONResponse:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.generate.logits import logp_of, next_logits
 from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run
@@ -37,7 +38,8 @@ class Ask(NamedTuple):
     temperature: 0: the likeliest tokens.
     top_k: 0: no limit.
     top_p: 1: no limit.
-    seed: of the draws; the same one gives the same answer, whatever else is drawn beside it.
+    seed: of the draws; of a float32 model the same one gives the same answer, whatever else is
+      drawn beside it.
     number: of several answers with one seed.
     end_id: the token that ends the answer.
   """
@@ -129,22 +131,17 @@ class Engine:
       max_new: as above.
       stride: tokens of each answer that are drawn before they are sent; twice as many where more
         than a quarter of the rows is taken.
-      waiting: requests that may wait for a row.
+      waiting: answers that may wait for a row.
 
     Raises:
       UserError: if the model has no positions for so many tokens.
     """
-    cfg = model.cfg
-    if cfg.position == "learned" and prompt + max_new > cfg.max_length:
-      raise UserError(
-        f"--prompt={prompt} and --max_new={max_new} are more than the {cfg.max_length} positions "
-        "that this model has learned: lower them"
-      )
+    check_positions(model.cfg, prompt, max_new)
     self.rows, self.prompt, self.max_new = rows, prompt, max_new
     self._model, self._pad, self._stride = model, pad_id, stride
     self._params = jax.device_put(params)
     self._most_waiting = waiting
-    self._slots: Slots = empty(model, rows, prompt, max_new)
+    self._slots: Slots | None = None
     self._owner: list[Ticket | None] = [None] * rows
     self._waiting: collections.deque[Ticket] = collections.deque()
     self._changed = threading.Condition()
@@ -152,31 +149,42 @@ class Engine:
     self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
     self._thread.start()
 
-  def submit(self, ask: Ask, emit: Callable[[Piece], None]) -> Ticket:
-    """Queues a request; `emit` is called in the engine's thread with each of its pieces.
+  def submit(self, asks: Sequence[Ask], emit: Callable[[int, Piece], None]) -> list[Ticket]:
+    """Queues the answers of a request, all or none of them.
+
+    Args:
+      asks: what is to be drawn.
+      emit: called in the engine's thread with the number of an answer and its next piece.
 
     Raises:
-      ValueError: if the prompt or the answer is too long.
-      Full: if too many requests wait.
+      ValueError: if a prompt or an answer is too long.
+      Full: if too many answers wait.
     """
-    if not 0 < len(ask.prompt) <= self.prompt:
-      raise ValueError(f"a prompt has 1 to {self.prompt} tokens here, not {len(ask.prompt)}")
-    if not 0 < ask.max_new <= self.max_new:
-      raise ValueError(f"an answer has 1 to {self.max_new} tokens here, not {ask.max_new}")
-    ticket = Ticket(ask, emit)
+    for ask in asks:
+      self.check_prompt(ask.prompt)
+      if not 0 < ask.max_new <= self.max_new:
+        raise ValueError(f"an answer has 1 to {self.max_new} tokens here, not {ask.max_new}")
+    tickets = [Ticket(ask, functools.partial(emit, i)) for i, ask in enumerate(asks)]
     with self._changed:
       if self._closed:
         raise Full("the server is closing")
-      if len(self._waiting) >= self._most_waiting:
-        raise Full(f"{len(self._waiting)} requests are waiting already")
-      self._waiting.append(ticket)
+      self._waiting = collections.deque(one for one in self._waiting if not one.cancelled)
+      if len(self._waiting) + len(tickets) > self._most_waiting:
+        raise Full(f"{len(self._waiting)} answers are waiting already")
+      self._waiting += tickets
       self._changed.notify()
-    return ticket
+    return tickets
+
+  def check_prompt(self, prompt: Sequence[int]) -> None:
+    """Raises ValueError if a prompt is empty or too long."""
+    if not 0 < len(prompt) <= self.prompt:
+      raise ValueError(f"a prompt has 1 to {self.prompt} tokens here, not {len(prompt)}")
 
   def busy(self) -> tuple[int, int]:
-    """Returns how many rows are taken, and how many requests wait."""
+    """Returns how many rows are taken, and how many answers wait."""
     with self._changed:
-      return sum(owner is not None for owner in self._owner), len(self._waiting)
+      waiting = sum(not one.cancelled for one in self._waiting)
+      return sum(owner is not None for owner in self._owner), waiting
 
   def score(self, tokens: list[int], top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities of given tokens, and the likeliest ones in their places.
@@ -214,11 +222,13 @@ class Engine:
           self._fail()
           return
       try:
+        if self._slots is None:
+          self._slots = empty(self._model, self.rows, self.prompt, self.max_new)
         self._round()
       except Exception:  # Whatever it was: nobody may wait for ever, and the next one may be fine.
-        self._fail()
-        self._slots = empty(self._model, self.rows, self.prompt, self.max_new)
         logging.exception("the engine failed, and goes on with the next request")
+        self._slots = None  # What it held may be gone, and its memory is wanted.
+        self._fail()
 
   def _round(self) -> None:
     """Frees rows whose clients left, lets others in, draws some tokens and sends them."""
@@ -283,7 +293,7 @@ class Engine:
       keys=_keys(each("seed", np.uint32), each("number", np.uint32)),
       limit=each("max_new", np.int32), end_id=each("end_id", np.int32),
       temperature=each("temperature", np.float32),
-      top_k=np.array([ask.top_k or whole for ask in filled], np.int32),
+      top_k=np.array([min(ask.top_k or whole, whole) for ask in filled], np.int32),
       top_p=each("top_p", np.float32),
     )  # fmt: skip
 
@@ -312,6 +322,15 @@ class Engine:
       self._waiting.clear()
     for ticket in left:
       ticket.send(Piece([], [], "error"))
+
+
+def check_positions(cfg: config.Model, prompt: int, max_new: int) -> None:
+  """Raises UserError if a model has no positions for so many tokens."""
+  if cfg.position == "learned" and prompt + max_new > cfg.max_length:
+    raise UserError(
+      f"--prompt={prompt} and --max_new={max_new} are more than the {cfg.max_length} positions "
+      "that this model has learned: lower them"
+    )
 
 
 @jax.jit

@@ -52,8 +52,10 @@ class Guard:
       return
     if scope["type"] != "http":  # Nothing here speaks WebSocket.
       raise ValueError(f"{scope['type']} is not served")
-    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-    refusal = self._refusal(scope["method"], headers)
+    pairs = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in scope["headers"]]
+    refusal = self._refusal(scope["method"], dict(pairs))
+    if sum(name == "host" for name, _ in pairs) != 1:
+      refusal = 400, "one Host is needed"
     if refusal:
       await _refuse(send, *refusal)
       return
@@ -76,7 +78,7 @@ class Guard:
       await _refuse(send, 413, f"a body of more than {self._most:,} bytes is not read")
 
   def _refusal(self, method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
-    host = headers.get("host", "")
+    host = headers.get("host", "").lower()
     if _name(host) not in self._hosts:
       return 421, "this server is not called that (Host); see --host"
     origin = headers.get("origin")
@@ -88,7 +90,8 @@ class Guard:
     if not length.isdecimal() or int(length) > self._most:
       return 413, f"a body of more than {self._most:,} bytes is not read"
     if self._token:
-      given = headers.get("authorization", "").removeprefix("Bearer ")
+      scheme, _, given = headers.get("authorization", "").partition(" ")
+      given = given if scheme.lower() == "bearer" else ""
       if not hmac.compare_digest(given.encode(), self._token.encode()):
         return 401, "a token is needed: Authorization: Bearer ..."
     return None

@@ -1,12 +1,16 @@
 """The models that a server has: those of a run's stages, loaded when they are first asked for."""
 
+import dataclasses
+import json
 import pathlib
 import threading
 from typing import Any, NamedTuple
 
+from llm_jax import config
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
-from llm_jax.serve.engine import Engine
+from llm_jax.models.transformer import Transformer
+from llm_jax.serve.engine import Engine, check_positions
 from llm_jax.stages import runs
 
 STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo", "online_dpo", "rejection")
@@ -51,8 +55,11 @@ class Models:
       )
     self._tokenizer = runs.tokenizer(self._prepared)
     self._engine = engine
-    self._lock = threading.Lock()
+    self._locks = {name: threading.Lock() for name in self._paths}
     self._loaded: dict[str, Served] = {}
+    for path in self._paths.values():
+      shape = config.Model(**json.loads((path / "model.json").read_text()))
+      check_positions(shape, engine.get("prompt", 0), engine.get("max_new", 0))
 
   @property
   def names(self) -> list[str]:
@@ -60,23 +67,30 @@ class Models:
     return list(self._paths)
 
   def get(self, name: str) -> Served:
-    """Returns a model, which is loaded if it was not.
+    """Returns a model, which is loaded if it was not; others answer in the meantime.
+
+    Its products are not rounded, as they may be in training: what they are rounded to depends on
+    how many answers are drawn together, and an answer should not.
 
     Raises:
       KeyError: if there is none of this name.
       UserError: if its files are damaged.
     """
-    with self._lock:
-      if name not in self._loaded:
-        path = self._paths[name]
-        run = runs.load(str(path), "init", vocab_size=self._tokenizer.vocab_size)
-        made = Engine(run.model, run.params, pad_id=self._tokenizer.pad_id, **self._engine)
-        self._loaded[name] = Served(name, made, self._tokenizer, name != "pretrain")
-      return self._loaded[name]
+    if name not in self._loaded:
+      with self._locks[name]:
+        if name not in self._loaded:
+          self._loaded[name] = self._load(name)
+    return self._loaded[name]
+
+  def _load(self, name: str) -> Served:
+    vocabulary = self._tokenizer.vocab_size
+    run = runs.load(str(self._paths[name]), "init", vocab_size=vocabulary)
+    model = Transformer.from_config(dataclasses.replace(run.shape, matmul_precision=""))
+    made = Engine(model, run.params, pad_id=self._tokenizer.pad_id, **self._engine)
+    return Served(name, made, self._tokenizer, name != "pretrain")
 
   def close(self) -> None:
     """Ends all engines."""
-    with self._lock:
-      for served in self._loaded.values():
-        served.engine.close()
-      self._loaded.clear()
+    for served in list(self._loaded.values()):
+      served.engine.close()
+    self._loaded.clear()

@@ -8,105 +8,20 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 
 from llm_jax.data import chat
 from llm_jax.errors import UserError
 from llm_jax.serve import guards
 from llm_jax.serve.engine import Ask, Engine, Full, Piece
 from llm_jax.serve.models import Models, Served
+from llm_jax.serve.requests import Asked, Chat, Completion, Refused
 from llm_jax.serve.wording import Wording
 
 _MOST_PROMPTS = 64  # Of one request, times its answers.
-_SEEDS = 1 << 32
-_TOP = 20
-
-
-class _Asked(BaseModel):
-  """What both kinds of request have. Fields that say nothing about the answer are let pass."""
-
-  model_config = ConfigDict(extra="forbid")
-
-  model: str
-  temperature: float = Field(1.0, ge=0, le=10)
-  top_p: float = Field(1.0, gt=0, le=1)
-  top_k: int = Field(0, ge=0)  # Not OpenAI's; others have it.
-  n: int = Field(1, ge=1, le=32)
-  stop: str | list[str] | None = None
-  seed: int | None = None
-  stream: bool = False
-  stream_options: dict[str, bool] | None = None
-  presence_penalty: float = Field(0.0, ge=0, le=0)  # None is implemented.
-  frequency_penalty: float = Field(0.0, ge=0, le=0)
-  user: str | None = None
-  metadata: dict[str, str] | None = None
-  store: bool | None = None
-
-  def stops(self) -> list[str]:
-    """The texts that end an answer."""
-    return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-
-  def root(self) -> int:
-    """The seed of all answers."""
-    return secrets.randbelow(_SEEDS) if self.seed is None else self.seed % _SEEDS
-
-
-class Completion(_Asked):
-  """A text, or token ids, to go on with."""
-
-  prompt: str | list[str] | list[int] | list[list[int]]
-  max_tokens: int | None = Field(None, ge=0)
-  echo: bool = False
-  logprobs: int | None = Field(None, ge=0, le=5)
-
-  def prompts(self, served: Served) -> list[list[int]]:
-    """The tokens of each prompt; a text begins a document.
-
-    Raises:
-      _Refused: if there are ids of no token.
-    """
-    given = self.prompt
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-      given = [given]
-    found = []
-    for one in given:
-      if isinstance(one, str):
-        found.append([served.tokenizer.bos_id, *served.tokenizer.encode(one)])
-      else:
-        if not all(0 <= i < served.tokenizer.vocab_size for i in one):
-          raise _Refused(f"token ids are 0 to {served.tokenizer.vocab_size - 1}", "prompt")
-        found.append(list(one))
-    return found
-
-
-class Message(BaseModel):
-  """One turn."""
-
-  model_config = ConfigDict(extra="forbid")
-
-  role: Literal["system", "user", "assistant"]
-  content: str
-  name: str | None = None
-
-
-class Chat(_Asked):
-  """A conversation to answer."""
-
-  messages: list[Message] = Field(min_length=1, max_length=256)
-  max_tokens: int | None = Field(None, ge=1)
-  max_completion_tokens: int | None = Field(None, ge=1)
-  logprobs: bool = False
-  top_logprobs: int = Field(0, ge=0, le=_TOP)
-
-
-class _Refused(Exception):
-  def __init__(self, message: str, param: str | None = None, status: int = 400):
-    super().__init__(message)
-    self.response = JSONResponse(guards.error(message, status, param), status)
 
 
 def router(models: Models) -> APIRouter:
@@ -119,6 +34,13 @@ def router(models: Models) -> APIRouter:
       {"id": name, "object": "model", "created": 0, "owned_by": "llm_jax"} for name in models.names
     ]
     return {"object": "list", "data": data}
+
+  @routes.get("/models/{name}")
+  def one(name: str) -> Response:
+    found = [model for model in listed()["data"] if model["id"] == name]
+    if not found:
+      return Refused(f"there is no model {ascii(name)}", "model", 404).response
+    return JSONResponse(found[0])
 
   @routes.post("/completions")
   async def completions(asked: Completion, request: Request) -> Response:
@@ -134,7 +56,7 @@ def router(models: Models) -> APIRouter:
 async def _guarded(answering: Any) -> Response:
   try:
     return await answering
-  except _Refused as error:
+  except Refused as error:
     return error.response
   except Full as error:
     return JSONResponse(guards.error(str(error), 429), 429, {"retry-after": "1"})
@@ -144,7 +66,8 @@ async def _guarded(answering: Any) -> Response:
 
 async def _served(models: Models, name: str) -> Served:
   if name not in models.names:
-    raise _Refused(f'there is no model "{name}"; there are {", ".join(models.names)}', "model", 404)
+    known = ", ".join(models.names)
+    raise Refused(f"there is no model {ascii(name)}; there are {known}", "model", 404)
   return await asyncio.to_thread(models.get, name)
 
 
@@ -152,11 +75,13 @@ async def _complete(models: Models, asked: Completion, request: Request) -> Resp
   served = await _served(models, asked.model)
   prompts = asked.prompts(served)
   _limit(len(prompts) * asked.n)
+  for prompt in prompts:
+    served.engine.check_prompt(prompt)
   new = 16 if asked.max_tokens is None else asked.max_tokens
   if new == 0 and not asked.echo:
-    raise _Refused("max_tokens=0 is for echo alone", "max_tokens")
+    raise Refused("max_tokens=0 is for echo alone", "max_tokens")
   if asked.stream and (asked.echo or asked.logprobs is not None):
-    raise _Refused("stream goes with neither echo nor logprobs here", "stream")
+    raise Refused("stream goes with neither echo nor logprobs here", "stream")
   root = asked.root()
   asks = [
     _ask(asked, prompt, new, root, i * asked.n + k, served.tokenizer.eos_id)
@@ -174,7 +99,8 @@ async def _complete(models: Models, asked: Completion, request: Request) -> Resp
     text = served.tokenizer.decode(ask.prompt) + wording.text if asked.echo else wording.text
     choice = {"index": i, "text": text, "finish_reason": reason, "logprobs": None}
     if asked.logprobs is not None:
-      choice["logprobs"] = await asyncio.to_thread(_logprobs, served, ask, wording, asked)
+      ended = [ask.end_id] if answers and answers.ended[i] else []
+      choice["logprobs"] = await asyncio.to_thread(_logprobs, served, ask, wording, asked, ended)
     choices.append(choice)
   return JSONResponse(shape.whole(choices, _usage(prompts, wordings)))
 
@@ -182,11 +108,11 @@ async def _complete(models: Models, asked: Completion, request: Request) -> Resp
 async def _converse(models: Models, asked: Chat, request: Request) -> Response:
   served = await _served(models, asked.model)
   if not served.chat:
-    raise _Refused(f'"{asked.model}" has learned no turns: use /v1/completions', "model")
+    raise Refused(f'"{asked.model}" has learned no turns: use /v1/completions', "model")
   if asked.top_logprobs and not asked.logprobs:
-    raise _Refused("top_logprobs needs logprobs", "top_logprobs")
+    raise Refused("top_logprobs needs logprobs", "top_logprobs")
   if asked.stream and asked.logprobs:
-    raise _Refused("stream does not go with logprobs here", "stream")
+    raise Refused("stream does not go with logprobs here", "stream")
   turns = [{"role": one.role, "content": one.content} for one in asked.messages]
   prompt = chat.prompt(served.tokenizer, turns)
   wanted = asked.max_completion_tokens or asked.max_tokens
@@ -219,10 +145,10 @@ async def _converse(models: Models, asked: Chat, request: Request) -> Response:
 
 def _limit(answers: int) -> None:
   if not 0 < answers <= _MOST_PROMPTS:
-    raise _Refused(f"1 to {_MOST_PROMPTS} answers a request, not {answers}", "prompt")
+    raise Refused(f"1 to {_MOST_PROMPTS} answers a request, not {answers}", "prompt")
 
 
-def _ask(asked: _Asked, prompt: list[int], new: int, seed: int, number: int, end_id: int) -> Ask:
+def _ask(asked: Asked, prompt: list[int], new: int, seed: int, number: int, end_id: int) -> Ask:
   return Ask(prompt, new, asked.temperature, asked.top_k, asked.top_p, seed, number, end_id)
 
 
@@ -232,19 +158,13 @@ class _Answers:
   def __init__(self, engine: Engine, asks: Sequence[Ask], wordings: Sequence[Wording]):
     loop = asyncio.get_running_loop()
     self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-    self.wordings, self._left = wordings, len(asks)
-    self.logps: list[list[float]] = [[] for _ in asks]
-    self._tickets = []
+    self.wordings = wordings
+    self.ended = [False] * len(asks)  # By the end token.
 
-    def emit(piece: Piece, i: int) -> None:
+    def emit(i: int, piece: Piece) -> None:
       loop.call_soon_threadsafe(self._queue.put_nowait, (i, piece))
 
-    try:
-      for i, ask in enumerate(asks):
-        self._tickets.append(engine.submit(ask, lambda piece, i=i: emit(piece, i)))
-    except BaseException:
-      self.close()
-      raise
+    self._tickets = engine.submit(asks, emit)
 
   async def __aiter__(self) -> AsyncIterator[tuple[int, str, str]]:
     """Yields (number of the answer, new text, reason or "")."""
@@ -255,12 +175,12 @@ class _Answers:
         if i in done:
           continue
         if piece.reason == "error":
-          raise _Refused("the model failed; see the server's log", None, 500)
+          raise Refused("the model failed; see the server's log", None, 500)
         wording, reason = self.wordings[i], piece.reason
         text = wording.add(piece.tokens, last=bool(reason))
-        self.logps[i] += piece.logps
         if wording.stopped and not reason:
           self._tickets[i].cancel()
+        self.ended[i] = reason == "stop" and not wording.stopped
         reason = "stop" if wording.stopped else reason
         done |= {i} if reason else set()
         yield i, text, reason
@@ -289,7 +209,7 @@ async def _whole(answers: _Answers, request: Request) -> list[str]:
   try:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not tasks[0].done():
-      raise _Refused("the client left", None, 499)
+      raise Refused("the client left", None, 499)
     tasks[0].result()
   finally:
     for task in tasks:
@@ -298,14 +218,14 @@ async def _whole(answers: _Answers, request: Request) -> list[str]:
   return reasons
 
 
-async def _stream(shape: "_Shape", answers: _Answers, asked: _Asked, made: Any):
+async def _stream(shape: "_Shape", answers: _Answers, asked: Asked, made: Any):
   """Yields server-sent events."""
   try:
     async for i, text, reason in answers:
       if text or reason:
         choice = {"index": i, "finish_reason": reason or None} | made(text, i)
         yield _frame(shape.whole([choice]))
-  except _Refused as error:
+  except Refused as error:
     yield b"data: " + error.response.body + b"\n\n"
     return
   if (asked.stream_options or {}).get("include_usage"):
@@ -339,12 +259,18 @@ def _usage(prompts: Sequence[Sequence[int]], wordings: Sequence[Wording]) -> dic
   return {"prompt_tokens": asked, "completion_tokens": drawn, "total_tokens": asked + drawn}
 
 
-def _logprobs(served: Served, ask: Ask, wording: Wording, asked: Completion) -> dict[str, Any]:
-  """Log-probabilities of an answer's tokens, of the prompt's too with `echo`."""
-  whole, top = [*ask.prompt, *wording.tokens], asked.logprobs or 0
+def _logprobs(
+  served: Served, ask: Ask, wording: Wording, asked: Completion, ended: list[int]
+) -> dict[str, Any]:
+  """Log-probabilities of an answer's tokens, of the prompt's too with `echo`.
+
+  The end token, if the model drew it, has no text but a place: lm-eval takes off one token.
+  """
+  whole, top = [*ask.prompt, *wording.tokens, *ended], asked.logprobs or 0
   logps, values, ids = served.engine.score(whole, top)
   skipped = 0 if asked.echo else len(ask.prompt)
   texts = list(_texts(served, ask.prompt, wording)) if asked.echo else wording.spans()
+  texts += [("", texts[-1][1] + len(texts[-1][0]) if texts else 0)] * len(ended)
   found: dict[str, list] = {
     "tokens": [],
     "token_logprobs": [],

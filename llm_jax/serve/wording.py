@@ -40,6 +40,7 @@ class Wording:
     found = [place for stop in self._stops if (place := self.text.find(stop)) >= 0]
     if found:
       self.text, self.stopped = self.text[: min(found)], True
+      self.tokens = self.tokens[: self._fewest(len(self.text))]
     end = len(self.text)
     if not (last or self.stopped):
       end = len(self.text.rstrip(_HALF))
@@ -47,6 +48,14 @@ class Wording:
     new = self.text[self.sent : end]
     self.sent = max(self.sent, end)
     return new
+
+  def _fewest(self, length: int) -> int:
+    """How many tokens give so much of the text."""
+    for count in range(len(self.tokens)):
+      text = self._tokenizer.decode([*self._context, *self.tokens[:count]])[self._skipped :]
+      if len(text.rstrip(_HALF)) >= length:
+        return count
+    return len(self.tokens)
 
   def _safe(self) -> int:
     """Characters before what may be the beginning of a stop text."""

@@ -135,12 +135,16 @@ def test_the_envelope_of_curves_finds_the_exponents():
   assert found.params.exponent == pytest.approx(law.beta / (law.alpha + law.beta), abs=0.02)
   with pytest.raises(ValueError, match="0 budgets"):
     chinchilla.envelope(sizes[:2], [tokens] * 2, curves[:2])
+  with pytest.raises(ValueError, match="above 0"):
+    chinchilla.envelope(sizes, [tokens - tokens[0]] * 40, curves)
 
 
 def test_r_squared():
   found = np.array([1.0, 2.0, 4.0])
   assert chinchilla.r_squared(found, found) == 1
   assert chinchilla.r_squared(found, np.full(3, found.mean())) == pytest.approx(0)
+  assert chinchilla.r_squared(np.ones(3), np.ones(3)) == 1
+  assert chinchilla.r_squared(np.ones(3), found) == 0
 
 
 @pytest.mark.parametrize(

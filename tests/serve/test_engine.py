@@ -30,7 +30,7 @@ class Heard:
     self.tokens, self.logps, self.reason, self.pieces = [], [], "", 0
     self.done, self.begun = threading.Event(), threading.Event()
 
-  def __call__(self, piece):
+  def __call__(self, number, piece):
     self.pieces += 1
     self.tokens += piece.tokens
     self.logps += piece.logps
@@ -62,7 +62,7 @@ def expected(asked):
 def heard(served, *asks):
   listeners = [Heard() for _ in asks]
   for one, listener in zip(asks, listeners, strict=True):
-    served.submit(one, listener)
+    served.submit([one], listener)
   assert all(listener.done.wait(120) for listener in listeners)
   return listeners
 
@@ -70,7 +70,7 @@ def heard(served, *asks):
 SETTINGS = [
   {}, {"seed": 3}, {"seed": 3, "number": 1}, {"temperature": 0.0}, {"top_k": 3, "seed": 5},
   {"top_p": 0.6, "temperature": 0.7, "seed": 2}, {"max_new": 1}, {"end_id": small.NEVER, "seed": 9},
-  {"prompt": (6,)}, {"prompt": (10, 11, 12, 13, 6, 7, 8, 9, 10, 11)},
+  {"prompt": (6,)}, {"top_k": 2**40}, {"prompt": (10, 11, 12, 13, 6, 7, 8, 9, 10, 11)},
 ]  # fmt: skip
 
 
@@ -112,11 +112,11 @@ def test_who_leaves_gives_the_row_back(served):
   """More than there are rows leave: were rows kept, the last one would wait for ever."""
   for seed in range(2 * ROWS):
     listener = Heard()
-    ticket = served.submit(ask(end_id=small.NEVER, seed=seed), listener)
+    (ticket,) = served.submit([ask(end_id=small.NEVER, seed=seed)], listener)
     listener.begun.wait(60)
     ticket.cancel()
   gone = Heard()
-  served.submit(ask(), gone).cancel()
+  served.submit([ask()], gone)[0].cancel()
   (found,) = heard(served, ask())
   assert found.reason
   assert not gone.pieces
@@ -149,7 +149,7 @@ def test_scores_are_those_of_the_whole_distribution(served):
 )
 def test_what_is_too_long_is_refused(served, fields, message):
   with pytest.raises(ValueError, match=message):
-    served.submit(ask(**fields), print)
+    served.submit([ask(), ask(**fields)], print)
 
 
 def test_too_many_that_wait_are_refused_and_closing_ends_all():
@@ -158,29 +158,38 @@ def test_too_many_that_wait_are_refused_and_closing_ends_all():
   )
   stuck, release = threading.Event(), threading.Event()
 
-  def block(piece):
+  def block(number, piece):
     stuck.set()
     release.wait(60)
 
-  own.submit(ask(end_id=small.NEVER), block)
+  own.submit([ask(end_id=small.NEVER)], block)
   assert stuck.wait(120)
   waiting = [Heard(), Heard()]
   for listener in waiting:
-    own.submit(ask(), listener)
-  with pytest.raises(engine.Full, match="2 requests are waiting"):
-    own.submit(ask(), print)
+    own.submit([ask()], listener)
+  with pytest.raises(engine.Full, match="2 answers are waiting"):
+    own.submit([ask()], print)
+  left = own.submit([], print)
+  assert left == []
+  # Who has left does not count, and a request is taken whole or not at all.
+  own._waiting[0].cancel()
+  with pytest.raises(engine.Full, match="1 answers are waiting"):
+    own.submit([ask(), ask()], print)
+  more = Heard()
+  own.submit([ask()], more)
+  assert own.busy() == (1, 2)
   release.set()
   own.close()
-  assert all(listener.done.is_set() for listener in waiting)
+  assert more.done.is_set() and waiting[1].done.is_set() and not waiting[0].pieces
   with pytest.raises(engine.Full, match="closing"):
-    own.submit(ask(), print)
+    own.submit([ask()], print)
 
 
 def test_a_listener_that_fails_is_taken_to_have_left(served):
-  def closed(piece):
+  def closed(number, piece):
     raise RuntimeError("Event loop is closed")
 
-  served.submit(ask(end_id=small.NEVER), closed)
+  served.submit([ask(end_id=small.NEVER)], closed)
   (found,) = heard(served, ask())
   assert found.tokens == expected(ask())[0].tolist()
 
@@ -201,7 +210,15 @@ def test_a_failure_ends_the_answers_and_not_the_engine(monkeypatch):
     monkeypatch.setattr(engine, "run", run)
     raise RuntimeError("no")
 
+  def none(*args):
+    monkeypatch.setattr(engine, "empty", empty)
+    raise RuntimeError("no memory")
+
+  empty = engine.empty
   monkeypatch.setattr(engine, "run", broken)
+  (first,) = heard(own, ask())
+  assert first.reason == "error"
+  monkeypatch.setattr(engine, "empty", none)  # What it needs to go on fails, too.
   (first,) = heard(own, ask())
   assert first.reason == "error"
   (second,) = heard(own, ask())

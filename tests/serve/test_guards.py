@@ -64,6 +64,9 @@ def asked(method="GET", parts=(b"",), token="", most=100, **headers):
     (401, {"token": "secret"}),
     (401, {"token": "secret", "authorization": "Bearer secre"}),
     (200, {"token": "secret", "authorization": "Bearer secret"}),
+    (200, {"token": "secret", "authorization": "bearer secret"}),
+    (401, {"token": "secret", "authorization": "secret"}),
+    (200, {"host": "LOCALHOST:8000", "origin": "http://localhost:8000"}),
   ],
 )
 def test_who_may_ask_and_how_much(status, fields):
@@ -75,6 +78,18 @@ def test_who_may_ask_and_how_much(status, fields):
   assert b"default-src 'self'" in headers[b"content-security-policy"]
   assert headers[b"x-content-type-options"] == b"nosniff"
   assert b"access-control-allow-origin" not in headers
+
+
+def test_two_hosts_are_no_host():
+  found = []
+
+  async def send(message):
+    found.append(message)
+
+  headers = [(b"host", b"evil.example"), (b"host", b"localhost")]
+  scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+  asyncio.run(guards.Guard(_app)(scope, None, send))
+  assert found[0]["status"] == 400
 
 
 def test_the_whole_body_arrives():

@@ -8,6 +8,9 @@ import time
 
 import pytest
 
+from llm_jax.serve import openai
+from tests.stages.conftest import prepared, root  # noqa: F401  Fixtures.
+
 CHAT = {"model": "sft", "messages": [{"role": "user", "content": "What does sort rows do?"}]}
 TEXT = {"model": "pretrain", "prompt": "Return rows\n"}
 
@@ -16,6 +19,19 @@ def test_the_models_of_the_run_are_listed(client):
   status, _, body = client.ask("GET", "/v1/models")
   assert status == 200
   assert [one["id"] for one in json.loads(body)["data"]] == ["pretrain", "sft", "ppo"]
+
+
+def test_one_model_is_found_by_its_name(client):
+  assert json.loads(client.ask("GET", "/v1/models/sft")[2])["id"] == "sft"
+  assert client.ask("GET", "/v1/models/other")[0] == 404
+
+
+def test_nulls_are_fields_that_are_not_there(client):
+  nulls = dict.fromkeys(
+    ("temperature", "n", "stream", "stop", "seed", "logprobs", "suffix", "logit_bias", "user")
+  )
+  assert client.post("/v1/completions", **(nulls | TEXT), max_tokens=2)[0] == 200
+  assert client.post("/v1/chat/completions", **(nulls | CHAT), max_tokens=2)[0] == 200
 
 
 def test_a_completion(client):
@@ -82,6 +98,29 @@ def test_echo_and_logprobs_score_a_text(client, models):
   assert all(choice["text"][at : at + len(part)] == part for part, at in places)
 
 
+def test_the_end_token_has_a_place_among_the_logprobs(client, models, monkeypatch):
+  """lm-eval takes the last place off: without it, that would be a token of the text."""
+  fields = TEXT | {"echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0}
+  _, found = client.post("/v1/completions", **fields)
+  count = len(found["choices"][0]["logprobs"]["tokens"])
+  served = models.get("pretrain")
+  ids = [served.tokenizer.bos_id, *served.tokenizer.encode(TEXT["prompt"])]
+  (likeliest,) = served.engine.score([*ids, 0], 1)[2][-1]
+  made = openai._ask
+  monkeypatch.setattr(openai, "_ask", lambda *a: made(*a)._replace(end_id=int(likeliest)))
+  _, found = client.post("/v1/completions", **fields)
+  (choice,) = found["choices"]
+  assert choice["finish_reason"] == "stop" and choice["text"] == TEXT["prompt"]
+  assert {len(values) for values in choice["logprobs"].values()} == {count}
+  assert choice["logprobs"]["tokens"][-1] == ""
+
+
+def test_rounded_products_do_not_make_an_answer_depend_on_the_others(root, models):  # noqa: F811
+  shape = json.loads((root / "pretrain" / "model.json").read_text())
+  assert models.get("pretrain").engine._model.cfg.matmul_precision == ""
+  assert "matmul_precision" in shape
+
+
 def test_echo_alone_draws_nothing(client):
   _, found = client.post("/v1/completions", **TEXT, echo=True, max_tokens=0, logprobs=0)
   assert found["usage"]["completion_tokens"] == 0
@@ -137,6 +176,10 @@ def test_a_stop_text_ends_an_answer(client):
   _, found = client.post("/v1/completions", **fields, stop=stop)
   assert found["choices"][0]["text"] == whole[: whole.find(stop)]
   assert found["choices"][0]["finish_reason"] == "stop"
+  _, found = client.post("/v1/completions", **fields, stop=stop, logprobs=0)
+  logprobs, text = found["choices"][0]["logprobs"], found["choices"][0]["text"]
+  assert found["usage"]["completion_tokens"] == len(logprobs["tokens"])
+  assert "".join(logprobs["tokens"]).startswith(text) and max(logprobs["text_offset"]) < len(text)
 
 
 def test_words_that_look_like_control_tokens_are_only_words(client, models):
@@ -153,7 +196,7 @@ def test_words_that_look_like_control_tokens_are_only_words(client, models):
 @pytest.mark.parametrize(
   ("path", "fields", "status", "message"),
   [
-    ("completions", TEXT | {"model": "sftt"}, 404, 'there is no model "sftt"'),
+    ("completions", TEXT | {"model": "sftt"}, 404, "there is no model 'sftt'"),
     ("completions", TEXT | {"model": "../sft"}, 404, "there is no model"),
     ("completions", TEXT | {"suffix": "x"}, 400, "suffix: Extra inputs"),
     ("completions", TEXT | {"presence_penalty": 1}, 400, "presence_penalty"),
@@ -167,6 +210,16 @@ def test_words_that_look_like_control_tokens_are_only_words(client, models):
     ("completions", TEXT | {"prompt": [-1]}, 400, "token ids are 0 to 299"),
     ("completions", TEXT | {"logprobs": 50}, 400, "logprobs"),
     ("completions", TEXT | {"temperature": -1}, 400, "temperature"),
+    ("completions", TEXT | {"stop": ["a"] * 17}, 400, "stop"),
+    ("completions", TEXT | {"stop": "a" * 300}, 400, "stop"),
+    ("completions", TEXT | {"prompt": [True, False]}, 400, "prompt"),
+    ("completions", TEXT | {"seed": True}, 400, "seed"),
+    (
+      "completions",
+      TEXT | {"prompt": "a " * 9999, "echo": True, "max_tokens": 0},
+      400,
+      "96 tokens",
+    ),
     ("completions", TEXT | {"stream": True, "echo": True}, 400, "stream goes with neither"),
     ("chat/completions", CHAT | {"model": "pretrain"}, 400, "has learned no turns"),
     ("chat/completions", CHAT | {"messages": []}, 400, "messages"),

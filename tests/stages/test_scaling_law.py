@@ -131,6 +131,8 @@ def test_a_sweep_is_run_once_and_goes_on_where_it_stopped(prepared, tmp_path, mo
     ({"sizes": ("8x1", "16x1")}, "three sizes or more"),
     ({"sizes": ("8x1", "16x1", "33x1")}, "multiple of its heads"),
     ({"budgets": ("1e9",)}, "two numbers of FLOPs"),
+    ({"budgets": ("1e9", "1.001e9")}, "differ in three digits"),
+    ({"sizes": ("8x1", "16x1", "32x1", "8x1")}, "each once"),
     ({"budgets": ("1e9", "many")}, "two numbers of FLOPs"),
     ({"held_out": 1.0}, "held_out must be in"),
     ({"most_epochs": 0.0}, "most_epochs above 0"),

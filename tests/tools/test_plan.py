@@ -90,6 +90,14 @@ def test_a_budget_needs_no_configuration(tmp_path, capsys):
     (["--params=7B"], "give two of them, or days alone"),
     (["--days=3", "--config=configs/dpo.py"], "take no configuration"),
     (["--days=3", "--gpu=a1000"], "--device=a1000 is not known"),
+    (["--days=nan"], "--days=nan must be a number above 0"),
+    (["--days=0"], "--days=0 must be a number above 0"),
+    (["--params=0", "--days=1"], "--params=0 must be a number above 0"),
+    (["--params=7e9", "--tokens=1e400"], "--tokens=1e400 must be a number above 0"),
+    (["--params=1e60", "--tokens=1e60"], "numbers must be 0 to 1e+30"),
+    (["--params=1e-9", "--tokens=1e-9"], "less than one parameter and token"),
+    (["--days=30", "--gpus=1" + 40 * "0"], "numbers must be 0 to 1e+30"),
+    (["--days=1", "--price=nan"], "--price not negative"),
   ],
 )
 def test_bad_budgets_are_one_line(words, message, capsys):

@@ -69,6 +69,7 @@ def test_the_last_quarter_goes_on_in_a_smaller_batch(monkeypatch):
   assert sizes[0] == 8 and sizes[-1] < 8
 
 
+@pytest.mark.long
 def test_a_prompt_is_read_once_for_all_of_its_answers_and_in_few_widths(monkeypatch):
   seen = []
   admit = slots.admit
@@ -79,6 +80,7 @@ def test_a_prompt_is_read_once_for_all_of_its_answers_and_in_few_widths(monkeypa
   assert {new.prompts.shape[1] for new in seen} <= {2, 4, 7}
 
 
+@pytest.mark.long
 def test_rows_draw_each_at_a_temperature_and_a_limit_of_their_own():
   state = slots.empty(small.MODEL, 3, 7, NEW)
   new = slots.Arrivals(

@@ -35,7 +35,14 @@ def test_few_bad_runs_do_not_pull_it_away():
   assert found.alpha == pytest.approx(LAWS["besiroglu"].alpha, abs=0.02)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize(
+  "law",
+  [
+    law if law == LAWS["besiroglu"] else pytest.param(law, marks=pytest.mark.long)
+    for law in LAWS.values()
+  ],
+  ids=LAWS,
+)
 def test_intervals_hold_the_law_that_made_the_runs(law):
   """Of 8 worlds and 5 numbers each, 95 % intervals may miss a few and no more."""
   held = []

@@ -74,8 +74,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def test_many_at_once_in_few_rows_get_what_each_would_get_alone(served):
-  asks = [ask(**fields) for fields in SETTINGS]
+@pytest.mark.parametrize("count", [4, pytest.param(len(SETTINGS), marks=pytest.mark.long)])
+def test_many_at_once_in_few_rows_get_what_each_would_get_alone(served, count):
+  asks = [ask(**fields) for fields in SETTINGS[:count]]
   for one, found in zip(asks, heard(served, *asks), strict=True):
     tokens, logps, reason = expected(one)
     assert found.tokens == tokens.tolist() and found.reason == reason
@@ -83,6 +84,7 @@ def test_many_at_once_in_few_rows_get_what_each_would_get_alone(served):
   assert served.busy() == (0, 0)
 
 
+@pytest.mark.long
 def test_few_answers_are_drawn_in_a_small_batch_and_many_in_a_large_one(monkeypatch):
   own = engine.Engine(
     small.MODEL, small.PARAMS, pad_id=small.PAD, rows=8, prompt=PROMPT, max_new=NEW

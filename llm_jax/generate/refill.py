@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.errors import UserError
-from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run
+from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run, size_for
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
@@ -129,7 +129,7 @@ class _Refill:
     count = part if asked.samples == 1 else min(part, (part - 1) // asked.samples + 2)
     prompt_C = np.minimum(np.arange(first, first + count), answer_R[-1] // asked.samples)
     mask = asked.mask[prompt_C]
-    width = _width(int((mask > 0).sum(1).max()), mask.shape[1])
+    width = size_for(int((mask > 0).sum(1).max()), mask.shape[1], _LEAST_WIDTH)
     each = lambda value, dtype: np.full(part, value, dtype)  # noqa: E731
     return Arrivals(
       prompts=asked.prompts[prompt_C, -width:], mask=mask[:, -width:],
@@ -166,11 +166,3 @@ class _Refill:
 @jax.jit
 def _take(slots: Slots, rows: jax.Array) -> Slots:
   return jax.tree.map(lambda x: x[rows], slots)
-
-
-def _width(longest: int, most: int) -> int:
-  """Slots for prompts of up to `longest` tokens: few widths, so that few programs compile."""
-  width = _LEAST_WIDTH
-  while width < longest:
-    width *= 2
-  return min(width, most)

@@ -251,3 +251,11 @@ def _choose(
   token_B, sampled_B = draw(uniform_B, kept_BV)
   token_B = jnp.where(likeliest_B, jnp.argmax(scaled_BV, axis=-1).astype(jnp.int32), token_B)
   return token_B, logp_of(scaled_BV, token_B), jnp.where(likeliest_B, 0.0, sampled_B)
+
+
+def size_for(longest: int, most: int, least: int) -> int:
+  """The next of few sizes, each twice the one before: few programs compile."""
+  size = least
+  while size < longest:
+    size *= 2
+  return min(size, most)

@@ -19,7 +19,7 @@ import numpy as np
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.generate.logits import logp_of, next_logits
-from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run
+from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run, size_for
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
@@ -199,7 +199,7 @@ class Engine:
       raise ValueError(
         f"1 to {self.prompt + self.max_new} tokens can be scored here, not {len(tokens)}"
       )
-    width = _width(len(tokens), self.prompt + self.max_new)
+    width = size_for(len(tokens), self.prompt + self.max_new, _LEAST_WIDTH)
     padded = np.full((1, width), self._pad, np.int32)
     padded[0, : len(tokens)] = tokens
     found = jax.device_get(_score(self._model, self._params, padded, max(top, 1)))
@@ -257,7 +257,7 @@ class Engine:
     count = next(n for n in (1, self.rows // _PART, self.rows) if n >= len(busy))
     longest = max(owner.slots for owner in self._owner if owner) + 2 * self._stride
     rows = np.array((busy + free)[:count], np.int32)
-    return rows, _width(longest, self.prompt + self.max_new, _LEAST_ROOM)
+    return rows, size_for(longest, self.prompt + self.max_new, _LEAST_ROOM)
 
   def _admit(self) -> None:
     while True:
@@ -372,12 +372,4 @@ def _score(model: Transformer, params: Params, tokens: jax.Array, top: int):
 
 def _prompt_width(asks: Sequence[Ask], most: int) -> int:
   """Slots for these prompts, read together."""
-  return _width(max(len(ask.prompt) for ask in asks), most)
-
-
-def _width(longest: int, most: int, least: int = 0) -> int:
-  """The next of few sizes, each twice the one before."""
-  width = least if least else _LEAST_WIDTH
-  while width < longest:
-    width *= 2
-  return min(width, most)
+  return size_for(max(len(ask.prompt) for ask in asks), most, _LEAST_WIDTH)

@@ -121,16 +121,17 @@ async def _converse(models: Models, asked: Chat, request: Request) -> Response:
   asks = [_ask(asked, prompt, new, root, k, served.tokenizer.end_id) for k in range(asked.n)]
   wordings = [Wording(served.tokenizer, (), asked.stops()) for _ in asks]
   answers = _Answers(served.engine, asks, wordings)
-  shape = _Shape("chatcmpl", "chat.completion", asked.model)
+  kind = "chat.completion.chunk" if asked.stream else "chat.completion"
+  shape = _Shape("chatcmpl", kind, asked.model)
   if asked.stream:
-    role: list[set[int]] = [set()]
+    begun: set[int] = set()
 
     def delta(text: str, i: int) -> dict[str, Any]:
-      first = {} if i in role[0] else {"role": "assistant"}
-      role[0].add(i)
+      first = {} if i in begun else {"role": "assistant"}
+      begun.add(i)
       return {"delta": first | ({"content": text} if text or first else {})}
 
-    frames = _stream(shape._replaced("chat.completion.chunk"), answers, asked, delta)
+    frames = _stream(shape, answers, asked, delta)
     return StreamingResponse(frames, media_type="text/event-stream")
   reasons = await _whole(answers, request)
   choices = []
@@ -245,10 +246,6 @@ class _Shape:
       "id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()),
       "model": model,
     }  # fmt: skip
-
-  def _replaced(self, kind: str) -> "_Shape":
-    self._common["object"] = kind
-    return self
 
   def whole(self, choices: list[dict], usage: dict | None = None) -> dict[str, Any]:
     return self._common | {"choices": choices} | ({"usage": usage} if usage else {})

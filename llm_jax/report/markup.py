@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from llm_jax.train.curves import number
+
 DASH = "–"
 GAP = "\u00a0"  # Keeps a unit on the line of its number.
 POLICIES = ("base", "sft", "dpo", "ppo")
@@ -39,16 +41,6 @@ def el(tag: str, *children: Any, **attributes: Any) -> Html:
     if value is not None
   )
   return Html(f"<{tag}{text}>{join(children)}</{tag}>")
-
-
-def number(value: Any) -> float | None:
-  """Returns a finite float, or None for everything that is not one."""
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    return None
-  try:
-    return float(value) if math.isfinite(value) else None
-  except OverflowError:  # An int beyond every float.
-    return None
 
 
 def minus(text: str) -> str:

@@ -123,7 +123,12 @@ def _header(run: Run, name: str, links: Sequence[tuple[str, str]]) -> Html:
 
 
 def _static(name: str) -> str:
-  return (resources.files("llm_jax.report") / "static" / name).read_text(encoding="utf-8")
+  """A file of the report's own, or of those that every page has."""
+  for package in ("llm_jax.report", "llm_jax"):
+    path = resources.files(package) / "static" / name
+    if path.is_file():
+      return path.read_text(encoding="utf-8")
+  raise FileNotFoundError(name)
 
 
 def _policy(scripts: list[str]) -> str:

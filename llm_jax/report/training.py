@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from llm_jax.report.load import ORDER, Curves, Run
+from llm_jax.report.load import ORDER, Run
 from llm_jax.report.markup import (
   Html,
   count,
@@ -17,6 +17,7 @@ from llm_jax.report.markup import (
   prose,
   section,
 )
+from llm_jax.train.curves import Curves
 
 OTHERS = 40  # Panels of metrics without a place of their own, per stage.
 

@@ -30,7 +30,10 @@ class Curves:
 
 
 def read_curves(path: Path, points: int) -> Curves:
-  """Reads a metrics.jsonl into at most `points` points. A step that was written twice (a resumed run) keeps its later row."""
+  """Reads a metrics.jsonl into at most `points` points.
+
+  A step that was written twice (a resumed run) keeps its later row.
+  """
   by_step: dict[float, dict[str, Any]] = {}
   unreadable = 0
   for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -16,12 +16,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
 from llm_jax.data import jsonl
+from llm_jax.data.dedup.differing import differing
 from llm_jax.errors import UserError
 
 RED, GREEN, BOLD, DIM, END = "\x1b[31m", "\x1b[32m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _WIDTH = 100
 _AROUND = 8  # Equal words shown on either side of a difference.
-_WORDS = re.compile(r"\S+")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,16 +93,9 @@ def pair(options: argparse.Namespace) -> Iterator[str]:
 
 def differences(kept: str, gone: str) -> Iterator[str]:
   """Yields the differing words of two texts in their surroundings, removed red and added green."""
-  a, b = _WORDS.findall(kept), _WORDS.findall(gone)
-  matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-  for group in matcher.get_grouped_opcodes(_AROUND):
-    words: list[str] = []
-    for tag, i, j, k, m in group:
-      if tag == "equal":
-        words += a[i:j]
-      else:
-        words += [f"{RED}[-{' '.join(a[i:j])}-]{END}"] if i < j else []
-        words += [f"{GREEN}{{+{' '.join(b[k:m])}+}}{END}"] if k < m else []
+  marks = {"kept": (f"{RED}[-", f"-]{END}"), "gone": (f"{GREEN}{{+", f"+}}{END}"), "same": ("", "")}
+  for group in differing(kept, gone, _AROUND):
+    words = [f"{marks[kind][0]}{text}{marks[kind][1]}" for kind, text in group]
     yield from textwrap.wrap(
       " ".join(words), _WIDTH, initial_indent="    ", subsequent_indent="    "
     )

@@ -9,6 +9,7 @@ import collections
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from llm_jax.types import Params
 _PART = 4  # Prompts that are read at a time: one shape to compile for each width.
 _LEAST_WIDTH = 32  # Slots of the shortest prompts,
 _LEAST_ROOM = 128  # and of the shortest answers with theirs.
+_PATIENCE = 2.0  # Seconds in which a request that has found an engine uses it.
 _CHUNK = 256  # Slots of a prompt that are read at a time, and rows of logits of a score.
 
 
@@ -205,6 +207,13 @@ class Engine:
     found = jax.device_get(_score(self._model, self._params, padded, max(top, 1)))
     logps, values, ids = (x[: len(tokens) - 1] for x in found)
     return logps, values[:, :top], ids[:, :top]
+
+  def drain(self) -> None:
+    """Ends once all answers are done, and those who were about to ask have asked."""
+    time.sleep(_PATIENCE)
+    while any(self.busy()):
+      time.sleep(0.1)
+    self.close()
 
   def close(self) -> None:
     """Ends the thread; requests that are not done end with "error"."""

@@ -6,12 +6,16 @@ import pathlib
 import threading
 from typing import Any, NamedTuple
 
+import jax
+
 from llm_jax import config
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.models.transformer import Transformer
 from llm_jax.serve.engine import Engine, check_positions
 from llm_jax.stages import runs
+from llm_jax.train import checkpoint
+from llm_jax.types import Params
 
 STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo", "online_dpo", "rejection")
 
@@ -24,73 +28,94 @@ class Served(NamedTuple):
     engine: what decodes.
     tokenizer: of the model.
     chat: whether it has learned turns; a base model goes on with text.
+    model: the decoder.
+    params: its parameters, on the device.
   """
 
   name: str
   engine: Engine
   tokenizer: Tokenizer
   chat: bool
+  model: Transformer
+  params: Params
 
 
 class Models:
-  """The models of a run, by the names of their stages.
+  """The models of a run, by the names of their stages; new ones as they are trained.
 
   Args:
     workdir: a run of the pipeline, or of one stage beside its `prepare`.
     prepared: where the tokenizer is; "": `workdir`/prepare.
+    wait: whether a run that has trained nothing yet is fine.
     engine: arguments of `Engine`.
 
   Raises:
-    UserError: if there is no model.
+    UserError: if there is no model, unless they may come later.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, prepared: str = "", **engine: Any):
+  def __init__(
+    self, workdir: str | pathlib.Path, prepared: str = "", *, wait: bool = False, **engine: Any
+  ):
     root = pathlib.Path(workdir)
-    self._prepared = prepared if prepared else str(root / "prepare")
-    self._paths = {name: root / name for name in STAGES if (root / name / "model.json").exists()}
-    if not self._paths:
+    self.prepared = prepared if prepared else str(root / "prepare")
+    self._paths = {name: root / name for name in STAGES}
+    self._engine = engine
+    self._locks = {name: threading.Lock() for name in STAGES}
+    self._loaded: dict[str, tuple[int, Served]] = {}
+    if not (self.names or wait):
       raise UserError(
         f"{root} holds no trained model (none of {', '.join(STAGES)} has a model.json): run "
         "`make quickstart`, or name its directory with --workdir"
       )
-    self._tokenizer = runs.tokenizer(self._prepared)
-    self._engine = engine
-    self._locks = {name: threading.Lock() for name in self._paths}
-    self._loaded: dict[str, Served] = {}
-    for path in self._paths.values():
-      shape = config.Model(**json.loads((path / "model.json").read_text()))
+    if not wait:
+      runs.tokenizer(self.prepared)
+    for name in self.names:
+      shape = config.Model(**json.loads((self._paths[name] / "model.json").read_text()))
       check_positions(shape, engine.get("prompt", 0), engine.get("max_new", 0))
 
   @property
   def names(self) -> list[str]:
     """All of them, whether they are loaded or not."""
-    return list(self._paths)
+    return [name for name in STAGES if self._step(name) is not None]
 
   def get(self, name: str) -> Served:
     """Returns a model, which is loaded if it was not; others answer in the meantime.
 
-    Its products are not rounded, as they may be in training: what they are rounded to depends on
-    how many answers are drawn together, and an answer should not.
+    A stage that has saved a newer checkpoint is loaded again; answers on their way are finished by
+    the older one. Its products are not rounded, as they may be in training: what they are rounded
+    to depends on how many answers are drawn together, and an answer should not.
 
     Raises:
       KeyError: if there is none of this name.
       UserError: if its files are damaged.
     """
-    if name not in self._loaded:
-      with self._locks[name]:
-        if name not in self._loaded:
-          self._loaded[name] = self._load(name)
-    return self._loaded[name]
+    with self._locks[name]:
+      step = self._step(name)
+      if step is None:
+        raise KeyError(name)
+      if name not in self._loaded or self._loaded[name][0] != step:
+        made = self._load(name)
+        if name in self._loaded:
+          threading.Thread(target=self._loaded[name][1].engine.drain, daemon=True).start()
+        self._loaded[name] = step, made
+      return self._loaded[name][1]
+
+  def _step(self, name: str) -> int | None:
+    path = self._paths[name]
+    if not (path / "model.json").exists():
+      return None
+    return checkpoint.latest_step(path / "checkpoints")
 
   def _load(self, name: str) -> Served:
-    vocabulary = self._tokenizer.vocab_size
-    run = runs.load(str(self._paths[name]), "init", vocab_size=vocabulary)
+    tokenizer = runs.tokenizer(self.prepared)
+    run = runs.load(str(self._paths[name]), "init", vocab_size=tokenizer.vocab_size)
     model = Transformer.from_config(dataclasses.replace(run.shape, matmul_precision=""))
-    made = Engine(model, run.params, pad_id=self._tokenizer.pad_id, **self._engine)
-    return Served(name, made, self._tokenizer, name != "pretrain")
+    params = jax.device_put(run.params)
+    made = Engine(model, params, pad_id=tokenizer.pad_id, **self._engine)
+    return Served(name, made, tokenizer, name != "pretrain", model, params)
 
   def close(self) -> None:
     """Ends all engines."""
-    for served in list(self._loaded.values()):
+    for _, served in list(self._loaded.values()):
       served.engine.close()
     self._loaded.clear()

@@ -29,6 +29,12 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
+  add_options(parser)
+  return run(parser.parse_args(argv), with_page=False)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds what a server needs to know."""
   parser.add_argument("--workdir", required=True, help="a run of the pipeline")
   parser.add_argument("--prepared", default="", help="its corpus; default: WORKDIR/prepare")
   parser.add_argument("--port", type=int, default=8000)
@@ -37,38 +43,50 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--rows", type=int, default=32, help="answers that are drawn together")
   parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt at most")
   parser.add_argument("--max_new", type=int, default=256, help="tokens of an answer at most")
-  options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace, with_page: bool) -> int:
+  """Serves until it is interrupted, the playground's page too if `with_page`; 2 for bad input."""
   try:
-    _serve(options)
+    _serve(options, with_page)
   except UserError as error:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
   return 0
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace, with_page: bool) -> None:
   token = os.environ.get(TOKEN, "")
   check(options, token)
   try:
     import uvicorn
 
-    from llm_jax.serve import app, guards
+    from llm_jax.serve import app, guards, playground
   except ModuleNotFoundError as error:
     raise UserError(f"{error.name} is missing: pip install 'llm_jax[web]'") from error
   from llm_jax.serve.models import Models
+  from llm_jax.serve.workdirs import Workdirs
   from llm_jax.train import compiling
 
   compiling.cache()
+  workdirs = Workdirs([options.workdir, *getattr(options, "beside", [])])
   models = Models(
-    options.workdir, options.prepared,
+    options.workdir, options.prepared, wait=with_page,
     rows=options.rows, prompt=options.prompt, max_new=options.max_new,
   )  # fmt: skip
-  application = app.create(models, hosts=(*guards.HOSTS, *options.host), token=token)
+  play = playground.make(workdirs, models) if with_page else None
+  hosts = (*guards.HOSTS, *options.host)
+  application = app.create(models, hosts=hosts, token=token, play=play)
+  name = f"[{options.bind}]" if ":" in options.bind else options.bind
+  address = f"http://{name}:{options.port}"
   with _listener(options.bind, options.port) as listener:
-    print(f"models: {', '.join(models.names)}")
-    name = f"[{options.bind}]" if ":" in options.bind else options.bind
-    print(f"http://{name}:{options.port}/v1", flush=True)
-    uvicorn.Server(uvicorn.Config(application, log_level="warning")).run([listener])
+    print(f"models: {', '.join(models.names) or 'none yet'}")
+    if play:
+      print(f"playground: {address}/{f'?token={token}' if token else ''}")
+    print(f"{address}/v1", flush=True)
+    # Pages that watch a run would keep the server from ending.
+    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(settings).run([listener])
 
 
 def _listener(address: str, port: int) -> socket.socket:

@@ -14,14 +14,6 @@ from llm_jax.scaling import chinchilla
 from llm_jax.scaling.chinchilla import Law
 
 _COLORS = ("#c2571a", "#8a7a00", "#2c8a4b", "#1b6ca8", "#7a3fa0", "#a03a5a", "#5a6b7a", "#333333")
-# Parameters and training tokens of models that were published: arXiv:2005.14165, 2112.11446,
-# 2203.15556, 2307.09288.
-KNOWN = {
-  "GPT-3": (174.6e9, 300e9),
-  "Gopher": (280e9, 300e9),
-  "Chinchilla": (70e9, 1.4e12),
-  "Llama 2 70B": (70e9, 2e12),
-}
 
 
 def build(workdir: Path | str) -> Path:
@@ -106,7 +98,7 @@ def _predicted(found: dict[str, Any]) -> Html:
 def _frontier(found: dict[str, Any]) -> Html:
   """Sizes over FLOPs: these runs, the law's best, the rule, Kaplan's, and models that are known."""
   runs = [(r["params"], r["tokens"]) for r in found["runs"]]
-  every = runs + list(KNOWN.values())
+  every = runs + list(chinchilla.KNOWN.values())
   flops = [chinchilla.FLOPS * n * d for n, d in every]
   axes = figures.Axes(
     figures.span([math.log10(c) for c in flops], 0.12),
@@ -130,7 +122,7 @@ def _frontier(found: dict[str, Any]) -> Html:
   marks.append(sheet.dots(axes, [x for x, _ in place], [y for _, y in place], "#5a6b7a"))
   points = [
     figures.Point(math.log10(chinchilla.FLOPS * n * d), math.log10(n), label=name, radius=3.0)
-    for name, (n, d) in KNOWN.items()
+    for name, (n, d) in chinchilla.KNOWN.items()
   ]
   marks.append(figures.points(axes, points))
   legend = [(color, name) for name, (color, _) in lines.items()]

@@ -41,6 +41,15 @@ PUBLISHED = {
   "hoffmann": Law(1.69, 406.4, 410.7, 0.34, 0.28),  # arXiv:2203.15556, eq. 10.
   "besiroglu": Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658),  # arXiv:2404.10102, table 1.
 }
+# Parameters and training tokens of models that were published: arXiv:2005.14165, 2112.11446,
+# 2203.15556, 2307.09288.
+KNOWN = {
+  "GPT-3": (174.6e9, 300e9),
+  "Gopher": (280e9, 300e9),
+  "Chinchilla": (70e9, 1.4e12),
+  "Llama 2 7B": (7e9, 2e12),
+  "Llama 2 70B": (70e9, 2e12),
+}
 
 
 class PowerLaw(NamedTuple):

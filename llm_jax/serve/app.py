@@ -8,17 +8,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from llm_jax.serve import guards, openai, requests
+from llm_jax.serve import guards, openai, playground, requests
 from llm_jax.serve.models import Models
 
 
-def create(models: Models, *, hosts: Sequence[str] = guards.HOSTS, token: str = "") -> guards.App:
+def create(
+  models: Models,
+  *,
+  hosts: Sequence[str] = guards.HOSTS,
+  token: str = "",
+  play: playground.Playground | None = None,
+) -> guards.App:
   """Returns the ASGI application of these models.
 
   Args:
     models: what is served.
     hosts: names under which it may be asked.
     token: what clients must send; "": none.
+    play: what the page shows; None: there is no page.
   """
 
   @contextlib.asynccontextmanager
@@ -29,6 +36,8 @@ def create(models: Models, *, hosts: Sequence[str] = guards.HOSTS, token: str = 
   # No pages of documentation: they load scripts of others.
   app = FastAPI(title="llm_jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
   app.include_router(openai.router(models))
+  if play:
+    app.include_router(playground.router(play))
 
   @app.exception_handler(RequestValidationError)
   async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

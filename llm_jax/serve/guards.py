@@ -6,6 +6,7 @@ loopback address alone protects nothing. Host and Origin must be ours, and there
 
 import hmac
 import json
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MOST_BYTES = 1_000_000  # Of a request's body.
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _SAFE = ("GET", "HEAD")
+_COOKIE = "llm_jax_token"
 _HEADERS = {
   "content-security-policy": (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -35,7 +37,8 @@ class Guard:
   Args:
     app: what is guarded.
     hosts: names under which it may be asked; any port.
-    token: what "Authorization: Bearer" must give; "": nothing.
+    token: what "Authorization: Bearer" must give, or the cookie of a browser that opened
+      "/?token=..."; "": nothing.
     most: bytes of a body.
   """
 
@@ -56,6 +59,9 @@ class Guard:
     refusal = self._refusal(scope["method"], dict(pairs))
     if sum(name == "host" for name, _ in pairs) != 1:
       refusal = 400, "one Host is needed"
+    if refusal and refusal[0] == 401 and self._introduced(scope):
+      await _let_in(send, self._token)
+      return
     if refusal:
       await _refuse(send, *refusal)
       return
@@ -65,8 +71,10 @@ class Guard:
       if body.over:  # What the application makes of it is of no interest.
         return
       if message["type"] == "http.response.start":
-        own = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
-        message = {**message, "headers": [*message.get("headers", []), *own]}
+        given = list(message.get("headers", []))
+        names = {name.lower() for name, _ in given}  # A route may be stricter.
+        own = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in names]
+        message = {**message, "headers": [*given, *own]}
       await send(message)
 
     try:
@@ -91,10 +99,20 @@ class Guard:
       return 413, f"a body of more than {self._most:,} bytes is not read"
     if self._token:
       scheme, _, given = headers.get("authorization", "").partition(" ")
-      given = given if scheme.lower() == "bearer" else ""
-      if not hmac.compare_digest(given.encode(), self._token.encode()):
-        return 401, "a token is needed: Authorization: Bearer ..."
+      given = given if scheme.lower() == "bearer" else _cookie(headers.get("cookie", ""))
+      if not self._is_token(given):
+        return 401, "a token is needed: Authorization: Bearer ..., or /?token=... in a browser"
     return None
+
+  def _introduced(self, scope: Scope) -> bool:
+    """Whether a browser opens the page with the token in its address."""
+    given = urllib.parse.parse_qs(scope.get("query_string", b"").decode("latin-1")).get(
+      "token", [""]
+    )
+    return scope["method"] == "GET" and scope["path"] == "/" and self._is_token(given[0])
+
+  def _is_token(self, given: str) -> bool:
+    return hmac.compare_digest(given.encode(), self._token.encode())
 
 
 class _TooLarge(Exception):
@@ -123,6 +141,21 @@ def _name(host: str) -> str:
   if host.startswith("["):
     return host.partition("]")[0] + "]"
   return host.partition(":")[0]
+
+
+def _cookie(header: str) -> str:
+  """The token that a browser was given."""
+  found = (part.strip().partition("=") for part in header.split(";"))
+  return next((urllib.parse.unquote(value) for name, _, value in found if name == _COOKIE), "")
+
+
+async def _let_in(send: Send, token: str) -> None:
+  """Gives a browser the token as a cookie that no script can read, and takes it off the address."""
+  cookie = f"{_COOKIE}={urllib.parse.quote(token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
+  headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
+  headers += [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+  await send({"type": "http.response.start", "status": 303, "headers": headers})
+  await send({"type": "http.response.body", "body": b""})
 
 
 async def _refuse(send: Send, status: int, why: str) -> None:

@@ -133,9 +133,7 @@ def _beside(
   vocabulary = min(own.cfg.vocab_size, other.cfg.vocab_size)  # An imported one may have more rows.
 
   def logps(model: Transformer, weights: Params, hidden_tD: jax.Array) -> jax.Array:
-    logits_tV = next_logits(
-      hidden_tD, _head(model, weights), tied=model.cfg.tied, cap=_cap(model)
-    )
+    logits_tV = next_logits(hidden_tD, _head(model, weights), tied=model.cfg.tied, cap=_cap(model))
     return jax.nn.log_softmax(logits_tV[:, :vocabulary])
 
   def part(given: tuple[jax.Array, jax.Array, jax.Array]):

@@ -4,7 +4,7 @@ import pathlib
 import time
 from typing import Any
 
-from llm_jax.serve.workdirs import last_rows, read_json
+from llm_jax.serve.workdirs import first_rows, last_rows, read_json
 from llm_jax.stages.pipeline import ORDER
 from llm_jax.train import checkpoint
 
@@ -51,6 +51,30 @@ def pipeline(root: pathlib.Path) -> list[dict[str, Any]]:
   others = sorted((p for p in there if p.name not in planned), key=_begun)
   names = planned + [p.name for p in others]
   return [_stage(root / name, name, seconds.get("seconds", {})) for name in names]
+
+
+def examples(root: pathlib.Path, prepared: str, most: int = 8) -> dict[str, Any]:
+  """Something to begin with: held-out questions, and pairs of each kind of a run's preferences.
+
+  Returns:
+    {"questions": [text], "pairs": [{"kind", "prompt", "chosen", "rejected"}]}; [] of what is not
+    there.
+  """
+  asked = first_rows(pathlib.Path(prepared) / "questions" / "validation.jsonl", most)
+  pairs: dict[str, dict[str, Any]] = {}
+  for row in first_rows(root / "preferences" / "validation.jsonl", 50):
+    kind = str(row.get("kind", ""))
+    texts = {key: _text(row.get(key)) for key in ("prompt", "chosen", "rejected")}
+    if all(texts.values()):
+      pairs.setdefault(kind, {"kind": kind.replace("_", " ")} | texts)
+  questions = [text for row in asked if (text := _text(row.get("prompt")))]
+  return {"questions": questions, "pairs": list(pairs.values())[:most]}
+
+
+def _text(value: Any) -> str:
+  """A text, that of {"text": ...}, or ""."""
+  found = value.get("text") if isinstance(value, dict) else value
+  return found if isinstance(found, str) else ""
 
 
 def _begun(path: pathlib.Path) -> tuple[int, float]:

@@ -1,5 +1,6 @@
 """The runs that pages may look at, by name, and the files of theirs that may be read."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -66,6 +67,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}
+
+
+def first_rows(path: pathlib.Path, most: int) -> list[dict[str, Any]]:
+  """The first rows of a JSONL file; [] where there is none, up to a line that is no object."""
+  try:
+    with open(path, encoding="utf-8") as f:
+      found = [json.loads(line) for line in itertools.islice(f, most)]
+  except (OSError, ValueError):
+    return []
+  return [row for row in found if isinstance(row, dict)]
 
 
 def last_rows(path: pathlib.Path, size: int = 65536) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ class Curves:
   Attributes:
     steps: [N] the step of each point (of the last row, where rows were averaged).
     times: [N] seconds since the stage's first row.
+    begin: when that was, in seconds since 1970; None: no row says.
     series: name -> [N] values, None where a row lacks the name.
     rows: how many rows the file has.
     unreadable: how many lines were no JSON object, as the last one of a killed run may be.
@@ -24,6 +25,7 @@ class Curves:
 
   steps: list[float]
   times: list[float]
+  begin: float | None
   series: dict[str, list[float | None]]
   rows: int
   unreadable: int
@@ -56,6 +58,7 @@ def read_curves(path: Path, points: int) -> Curves:
   return Curves(
     steps=[group[-1]["step"] for group in groups],
     times=[clock[min(i + width, len(found)) - 1] for i in range(0, len(found), width)],
+    begin=next((now for row in found if (now := number(row.get(CLOCK))) is not None), None),
     series={name: x for name, x in series.items() if any(v is not None for v in x)},
     rows=len(found),
     unreadable=unreadable,

@@ -95,8 +95,8 @@ def test_the_plot_shows_every_run_and_those_that_are_known(tmp_path):
   text = scaling.build(tmp_path).read_text()
   tree = ET.fromstring(text)
   circles = tree.findall(".//{http://www.w3.org/2000/svg}circle")
-  assert len(circles) == 3 * 24 + len(scaling.KNOWN)
-  assert all(name in text for name in scaling.KNOWN) and "nan" not in text
+  assert len(circles) == 3 * 24 + len(chinchilla.KNOWN)
+  assert all(name in text for name in chinchilla.KNOWN) and "nan" not in text
   with pytest.raises(UserError, match="scaling_law.json is missing"):
     scaling.build(tmp_path / "elsewhere")
 

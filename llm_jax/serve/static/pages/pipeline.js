@@ -1,0 +1,56 @@
+// The stages of a run: how far each is, how long it took, what it found, what it wrote.
+import { bar, count, duration, fill, h, percent, real } from "../dom.js";
+
+const SIGNS = { done: "✓", running: "●", stopped: "!", waiting: "○" };
+const HUES = { pretrain: "base", sft: "sft", reward: "reward", reward_shuffled: "reward", dpo: "dpo", ppo: "ppo", grpo: "ppo", online_dpo: "dpo", rejection: "sft" };
+
+export function mount(section, app) {
+  const list = h("ol", { class: "stages" });
+  const top = h("p", { class: "links" });
+  section.append(
+    h("h2", {}, "Pipeline"),
+    h("p", { class: "lead" }, "Each stage begins from what the ones before it left. The page follows the run while it trains."),
+    top,
+    list,
+  );
+  return { update: (state) => update(list, top, state, app) };
+}
+
+function update(list, top, state, app) {
+  const own = state.files.filter((name) => !name.includes("/"));
+  fill(top, own.length ? ["Files of the run: ", ...links(own, app.run, "")] : []);
+  // What a reader opened stays open.
+  const open = new Set([...list.querySelectorAll("details[open]")].map((one) => one.dataset.stage));
+  fill(list, state.stages.map((stage) => row(stage, state, app, open)));
+}
+
+function row(stage, state, app, open) {
+  const files = state.files.filter((name) => name.startsWith(`${stage.name}/`));
+  const share = stage.state === "done" ? 1 : stage.done;
+  const label = stage.state === "running" && share > 0 ? percent(share, 0) : stage.state;
+  return h(
+    "li",
+    { class: `stage-row ${stage.state}`, "data-stage": stage.name },
+    h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[stage.state]),
+    h("div", { class: "what" }, h("h3", {}, stage.title), h("code", {}, stage.name)),
+    h("div", { class: "how" }, bar(share, label, HUES[stage.name] ?? "documents")),
+    h("div", { class: "took" }, duration(stage.seconds)),
+    h("dl", {}, stage.figures.map((one) => h("div", {}, h("dt", {}, one.label), h("dd", {}, figure(one))))),
+    files.length
+      ? h("details", { open: open.has(stage.name), "data-stage": stage.name }, h("summary", {}, `${files.length} files`), h("p", { class: "links" }, links(files, app.run, `${stage.name}/`)))
+      : null,
+  );
+}
+
+function figure({ value, unit }) {
+  if (unit === "%") return percent(value);
+  const text = Number.isInteger(value) ? count(value) : real(value);
+  return unit ? `${text}\u00a0${unit}` : text;
+}
+
+function links(names, run, prefix) {
+  return names.flatMap((name, i) => {
+    const href = `/api/file?${new URLSearchParams({ run, name })}`;
+    return [i ? ", " : "", h("a", { href, target: "_blank", rel: "noopener" }, name.slice(prefix.length))];
+  });
+}

@@ -17,7 +17,7 @@ from llm_jax.serve.engine import Ask, Full
 from llm_jax.serve.models import Models, Served
 from llm_jax.serve.spelling import pieces
 from llm_jax.serve.workdirs import Workdirs, read_json
-from llm_jax.stages import runs
+from llm_jax.stages import glossary, runs
 from llm_jax.train import curves
 
 _STATIC = ("llm_jax", "llm_jax.serve")  # Where the page's files are; they are found once.
@@ -175,7 +175,8 @@ def _changed(root: pathlib.Path) -> float:
 
 
 def _curves(root: pathlib.Path) -> dict[str, Any]:
-  """{"stages": {name: {"x", "t", "begin", "y"}}}, in the order in which they began."""
+  """{"stages": {name: {"x", "t", "begin", "y"}}} in the order in which they began, and what each
+  metric means: {"explain": {name: text}}."""
   found = {}
   for path in root.glob("*/metrics.jsonl"):
     own = curves.read_curves(path, _POINTS)
@@ -183,7 +184,11 @@ def _curves(root: pathlib.Path) -> dict[str, Any]:
       found[path.parent.name] = {
         "x": own.steps, "t": own.times, "begin": own.begin, "y": own.series
       }  # fmt: skip
-  return {"stages": dict(sorted(found.items(), key=lambda item: item[1]["begin"] or 0.0))}
+  names = {name for stage in found.values() for name in stage["y"]}
+  return {
+    "stages": dict(sorted(found.items(), key=lambda item: item[1]["begin"] or 0.0)),
+    "explain": {name: glossary.explain(name) for name in sorted(names)},
+  }
 
 
 def _data(routes: APIRouter, play: Playground) -> None:

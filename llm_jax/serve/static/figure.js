@@ -1,7 +1,7 @@
 // Points and lines on two axes, linear or of powers of ten, as SVG.
 import { count, h, real, s } from "./dom.js";
 
-const SIZE = { width: 520, height: 320, left: 56, right: 14, top: 12, bottom: 40 };
+const SIZE = { width: 520, height: 320, left: 64, right: 14, top: 12, bottom: 40 };
 
 // lines: [{points: [[x, y]], color, label, dashed}]; dots: [{x, y, label, color, hollow, title}].
 export function figure({ lines = [], dots = [], x, y, title }) {
@@ -20,17 +20,34 @@ export function figure({ lines = [], dots = [], x, y, title }) {
     const points = line.points.map((point) => place(point).map((value) => value.toFixed(1)).join(",")).join(" ");
     svg.append(s("polyline", { points, "clip-path": `url(#${clip})`, class: line.dashed ? "line dashed" : "line", style: { stroke: `var(--${line.color})` } }));
   }
+  const taken = []; // Boxes of dots and names, which no other name may cover.
+  const named = [];
   for (const dot of dots) {
     const [cx, cy] = place([dot.x, dot.y]);
     const style = dot.hollow ? { stroke: `var(--${dot.color})` } : { fill: `var(--${dot.color})` };
     svg.append(s("circle", { cx, cy, r: dot.radius ?? 4, class: dot.hollow ? "hollow" : null, style }, s("title", {}, dot.title ?? dot.label ?? "")));
-    if (!dot.label) continue;
-    const right = cx > SIZE.width - 110;
-    svg.append(s("text", { x: cx + (right ? -8 : 8), y: cy + (dot.below ? 14 : 4), "text-anchor": right ? "end" : "start", class: "name" }, dot.label));
+    taken.push({ left: cx - 5, right: cx + 5, top: cy - 5, bottom: cy + 5 });
+    if (dot.label) named.push([cx, cy, dot.label]);
   }
-  const named = lines.filter((line) => line.label);
-  const legend = h("div", { class: "legend" }, named.map((line) => h("span", {}, h("i", { class: "dash", style: { background: `var(--${line.color})` } }), line.label)));
+  for (const one of named) svg.append(name(one, taken));
+  const legend = h("div", { class: "legend" }, lines.filter((line) => line.label).map((line) => h("span", {}, h("i", { class: "dash", style: { background: `var(--${line.color})` } }), line.label)));
   return h("figure", {}, h("figcaption", {}, h("b", {}, title)), legend, svg);
+}
+
+// A name beside its dot, where it covers nothing if there is such a place.
+function name([cx, cy, text], taken) {
+  const width = 6.6 * text.length;
+  const places = [[9, 4, 0], [-9, 4, 1], [0, -10, 0.5], [0, 19, 0.5], [9, -10, 0], [9, 19, 0], [-9, -10, 1], [-9, 19, 1]];
+  const boxes = places.map(([x, y, share]) => {
+    const left = cx + x - share * width;
+    return { left, right: left + width, top: cy + y - 10, bottom: cy + y + 2, x: cx + x, y: cy + y, share };
+  });
+  const free = (box) => box.left > SIZE.left && box.right < SIZE.width && box.bottom < SIZE.height - SIZE.bottom &&
+    !taken.some((other) => box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom);
+  const box = boxes.find(free) ?? boxes[0];
+  taken.push(box);
+  const anchor = { 0: "start", 0.5: "middle", 1: "end" }[box.share];
+  return s("text", { x: box.x, y: box.y, "text-anchor": anchor, class: "name" }, text);
 }
 
 function axis(values, { log = false, pad = 0.06, from = null, to = null }) {
@@ -69,5 +86,5 @@ function grid(svg, across, up, place, x, y) {
     svg.append(s("text", { x: SIZE.left - 6, y: at + 4, "text-anchor": "end", class: "tick" }, named(value, y)));
   }
   svg.append(s("text", { x: (SIZE.left + SIZE.width) / 2, y: SIZE.height - 6, "text-anchor": "middle", class: "label" }, x.label));
-  svg.append(s("text", { x: 12, y: floor / 2, transform: `rotate(-90 12 ${floor / 2})`, "text-anchor": "middle", class: "label" }, y.label));
+  svg.append(s("text", { x: 10, y: floor / 2, transform: `rotate(-90 10 ${floor / 2})`, "text-anchor": "middle", class: "label" }, y.label));
 }

@@ -125,7 +125,7 @@ class Column {
   measure(numbers, colour, reference) {
     this.numbers = numbers;
     if (numbers.logps.length > this.tokens.length) {
-      const end = h("span", { class: "control" }, "⏹");
+      const end = h("span", { class: "control", "aria-label": "end of the answer" }, "end");
       this.tokens.push(end);
       this.text.append(end);
     }

@@ -19,7 +19,7 @@ class Page {
     this.running = false;
     this.asking = null; // The request on its way.
     this.model = select([], { "aria-label": "Model" });
-    this.mode = select([["text", "goes on with the text"], ["chat", "answers it as a question"]]);
+    this.mode = select([["text", "the beginning of a document"], ["chat", "a question to answer"]]);
     this.text = h("textarea", { rows: 3, spellcheck: "false", "aria-label": "Context" });
     this.text.value = "What does itertools.chain do?";
     this.temperature = slider({ min: 0.05, max: 2, step: 0.05, value: 1 });
@@ -46,7 +46,7 @@ class Page {
       h("p", { class: "lead" }, "What a model expects next. Pale bars are its own probabilities, strong ones what temperature and top-p make of them. Click a token to append it."),
       h("div", { class: "split" },
         h("div", { class: "form" },
-          h("div", { class: "row" }, field("Model", this.model), field("It", this.mode)),
+          h("div", { class: "row" }, field("Model", this.model), field("The text is", this.mode)),
           field("Context", this.text),
           h("div", { class: "row" },
             field("Temperature ", this.temperature, (x) => (+x).toFixed(2)),
@@ -127,6 +127,7 @@ class Page {
 
   async append(piece) {
     this.appended.push(piece);
+    this.latest = null; // What is drawn next is drawn of what follows this token.
     return this.ask();
   }
 

@@ -74,7 +74,7 @@ class Page {
 
   score(found, i) {
     const wins = found.scores[i] > found.scores[1 - i];
-    return h("p", { class: "big" }, real(found.scores[i], 4), h("small", {}, wins ? "preferred" : "", ` began at ${real(found.begin[i])}`));
+    return h("p", { class: "big" }, real(found.scores[i], 4), h("small", {}, [wins ? "preferred" : "", `began at ${real(found.begin[i])}`].filter(Boolean).join(" · ")));
   }
 
   async vote(better) {

@@ -19,10 +19,10 @@ class Page {
     this.given = select(GIVEN, { onchange: () => this.changed() });
     this.law = select([["besiroglu", "…"]], { onchange: () => this.ask() });
     this.device = select([["H100"]], { onchange: () => this.ask() });
-    this.params = slider({ min: 6, max: 13, step: 0.01, value: Math.log10(7e9) });
-    this.tokens = slider({ min: 8, max: 14, step: 0.01, value: 12 });
-    this.days = slider({ min: -1, max: 3, step: 0.01, value: Math.log10(14) });
-    this.devices = slider({ min: 0, max: 5, step: 0.01, value: Math.log10(64) });
+    this.params = slider({ min: 6, max: 13, step: 0.001, value: Math.log10(7e9) });
+    this.tokens = slider({ min: 8, max: 14, step: 0.001, value: 12 });
+    this.days = slider({ min: -1, max: 3, step: 0.001, value: Math.log10(14) });
+    this.devices = slider({ min: 0, max: 5, step: 0.001, value: Math.log10(64) });
     this.mfu = slider({ min: 0.05, max: 0.8, step: 0.01, value: 0.4 });
     this.price = slider({ min: 0, max: 12, step: 0.1, value: 2 });
     this.tiles = h("dl", { class: "tiles" });
@@ -101,14 +101,14 @@ class Page {
     const line = (values, color, label, dashed) => ({ points: flops.map((x, i) => [x, values[i]]), color, label, dashed });
     const known = [...this.options.known, ...this.options.runs.map((run) => ({ ...run, own: true }))];
     const dots = known.map(({ name, params, tokens, own }) => ({
-      x: 6 * params * tokens, y: params, label: name, color: own ? "good" : "ink", below: name === "Gopher",
+      x: 6 * params * tokens, y: params, label: name, color: own ? "good" : "ink",
       title: `${name}: ${count(params)} parameters, ${count(tokens)} tokens`,
     }));
-    dots.push({ x: found.flops, y: found.params, label: "this budget", color: "bad", radius: 6, below: true });
+    dots.push({ x: found.flops, y: found.params, label: "this budget", color: "bad", radius: 6 });
     return figure({
       title: "What budgets are best for", dots,
       lines: [line(law, "sft", "this law"), line(rule, "dpo", "20 tokens per parameter", true), line(kaplan, "reward", "Kaplan et al. 2020", true)],
-      x: { label: "training FLOPs", log: true, show: exponent, from: 1e15, to: 1e26 }, y: { label: "parameters", log: true, from: 1e6, to: 1e13 },
+      x: { label: "training FLOPs", log: true, show: exponent }, y: { label: "parameters", log: true, to: 1e13 },
     });
   }
 }
@@ -131,7 +131,7 @@ function sizes(found) {
     title: "The same FLOPs on other sizes", lines: [{ points, color: "sft", label: "loss to expect" }],
     dots: [
       { x: found.best[0], y: found.best_loss, label: "best", color: "good", radius: 5 },
-      { x: found.params, y: found.loss, label: "this budget", color: "bad", radius: 6, below: true },
+      { x: found.params, y: found.loss, label: "this budget", color: "bad", radius: 6 },
     ],
     x: { label: "parameters", log: true }, y: { label: "loss, nats per token", to: Math.min(...found.curve.loss) + 1.2 },
   });

@@ -28,7 +28,7 @@ class Page {
     this.panels = h("div", { class: "panels" });
     this.more = h("button", { type: "button", onclick: () => this.showAll() });
     const choice = [["time", "one time line"], ["step", "steps"]].map(([axis, text]) =>
-      h("button", { type: "button", "aria-pressed": axis === this.axis, "data-axis": axis, onclick: () => this.against(axis) }, text));
+      h("button", { type: "button", "aria-pressed": String(axis === this.axis), "data-axis": axis, onclick: () => this.against(axis) }, text));
     this.choice = choice;
     section.append(
       h("h2", {}, "Training dynamics"),

@@ -24,6 +24,8 @@ from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run, size_for
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
+MAX_NEW = 256  # Tokens of an answer, unless it is said otherwise.
+
 _PART = 4  # Prompts that are read at a time: one shape to compile for each width.
 _LEAST_WIDTH = 32  # Slots of the shortest prompts,
 _LEAST_ROOM = 128  # and of the shortest answers with theirs.
@@ -118,7 +120,7 @@ class Engine:
     pad_id: int,
     rows: int = 32,
     prompt: int = 512,
-    max_new: int = 256,
+    max_new: int = MAX_NEW,
     stride: int = 4,
     waiting: int = 256,
   ):

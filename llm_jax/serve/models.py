@@ -12,7 +12,7 @@ from llm_jax import config
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.models.transformer import Transformer
-from llm_jax.serve.engine import Engine, check_positions
+from llm_jax.serve.engine import MAX_NEW, Engine, check_positions
 from llm_jax.stages import runs
 from llm_jax.train import checkpoint
 from llm_jax.types import Params
@@ -72,6 +72,11 @@ class Models:
     for name in self.names:
       shape = config.Model(**json.loads((self._paths[name] / "model.json").read_text()))
       check_positions(shape, engine.get("prompt", 0), engine.get("max_new", 0))
+
+  @property
+  def max_new(self) -> int:
+    """The most tokens of an answer."""
+    return self._engine.get("max_new", MAX_NEW)
 
   @property
   def names(self) -> list[str]:

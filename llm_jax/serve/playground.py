@@ -106,6 +106,7 @@ def _run(routes: APIRouter, play: Playground) -> None:
       "run": run or play.workdirs.names[0],
       "runs": play.workdirs.names,
       "models": [{"name": n, "chat": n != "pretrain"} for n in play.models.names],
+      "max_new": play.models.max_new,
       "judges": play.judges.names,
       "stages": progress.pipeline(root),
       "files": play.workdirs.files(run),

@@ -81,11 +81,14 @@ export function visible(piece) {
   return piece.text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣").replace(/^ +| +$/g, (gap) => "␣".repeat(gap.length));
 }
 
-// A labelled input, its value beside it if it is a slider.
+let fields = 0;
+
+// A labelled input, its value beside the label if it is a slider.
 export function field(label, input, show = null) {
-  const output = show ? h("output", {}, show(input.value)) : null;
+  input.id ||= `field-${++fields}`;
+  const output = show ? h("output", { for: input.id }, show(input.value)) : null;
   if (show) input.addEventListener("input", () => (output.textContent = show(input.value)));
-  return h("label", { class: "field" }, h("span", {}, label, output), input);
+  return h("div", { class: "field" }, h("span", {}, h("label", { for: input.id }, label), output), input);
 }
 
 export function slider(attributes) {

@@ -58,7 +58,7 @@ export function plot({ title, hint, series, clock, smooth, sync }) {
         points: { show: one.y.filter((value) => value !== null).length < 4, size: 5, fill: color(one.color) },
       }))],
       axes: [
-        { ...axisOf, size: 26, space: 64, values: (u, at) => at.map(clock ? duration : real) },
+        { ...axisOf, size: 26, space: 64, values: (u, at) => at.map((value) => (clock ? duration(value) : real(value))) },
         { ...axisOf, size: 52, space: 26, values: (u, at) => at.map((value) => real(value)) },
       ],
       hooks: { setCursor: [(u) => told(u.cursor.idx ?? null)] },

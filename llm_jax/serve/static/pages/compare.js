@@ -21,7 +21,7 @@ class Page {
     this.prompt = h("textarea", { rows: 2, spellcheck: "false" });
     this.prompt.value = "What does itertools.chain do?";
     this.temperature = slider({ min: 0, max: 1.5, step: 0.05, value: 0.7 });
-    this.length = slider({ min: 8, max: 200, step: 8, value: 64 });
+    this.length = slider({ min: 1, max: 256, step: 1, value: 64 });
     this.seed = h("input", { type: "number", min: 0, max: 4294967295, value: 0 });
     this.reference = select([]);
     this.colour = select([["kl", "KL to the reference"], ["logps", "how surprising it was"], ["none", "nothing"]], { onchange: () => this.recolour() });
@@ -41,8 +41,8 @@ class Page {
       h("form", { class: "form", onsubmit: (event) => this.submit(event) },
         field("Prompt", this.prompt), this.examples, this.models,
         h("div", { class: "row" },
-          field("Temperature ", this.temperature, (x) => (+x).toFixed(2)),
-          field("Tokens at most ", this.length, (x) => x),
+          field("Temperature", this.temperature, (x) => (+x).toFixed(2)),
+          field("Tokens at most", this.length, (x) => x),
           field("Seed", this.seed), field("Reference", this.reference), field("Colour tokens by", this.colour)),
         h("div", { class: "buttons" }, this.button), this.error),
       this.answers,
@@ -58,6 +58,10 @@ class Page {
   update(state) {
     const names = state.models.map((model) => model.name);
     choose(this.reference, names.map((name) => [name]), names.includes("sft") ? "sft" : names[0]);
+    if (this.length.max !== String(state.max_new)) {
+      this.length.max = state.max_new;
+      this.length.dispatchEvent(new Event("input")); // It may have been cut to the limit.
+    }
     if (!names.length) this.error.textContent = "No model is trained yet; it appears here when it is.";
     if (names.join() === this.known) return;
     this.known = names.join();

@@ -4,7 +4,6 @@ import { bar, bytes, count, debounced, duration, field, fill, h, real, visible }
 
 export function mount(section) {
   const page = new Page(section);
-  page.load();
   return { update: (state) => page.update(state) };
 }
 
@@ -29,7 +28,9 @@ class Page {
   // A corpus that is not there yet may be when a stage ends.
   update(state) {
     const done = state.stages.some((stage) => stage.name === "prepare" && stage.state === "done");
-    if (done && !this.loaded) this.load();
+    if (done === this.done) return;
+    this.done = done;
+    this.load();
   }
 
   async load() {
@@ -39,7 +40,6 @@ class Page {
       this.error.textContent = "There is no prepared corpus yet.";
       return;
     }
-    this.loaded = true;
     fill(this.body, funnel(found.funnel), h("h3", {}, "Why documents were dropped"), reasons(found.funnel),
       h("h3", {}, "Duplicates"), duplicates(found.clusters),
       h("h3", {}, "What extraction does to a page"), found.before_after.map(page));

@@ -36,7 +36,7 @@ class Page {
   }
 
   build(section) {
-    const one = (label, input, show) => field(`${label} `, input, show);
+    const one = (label, input, show) => field(label, input, show);
     section.append(
       h("h2", {}, "Scaling"),
       h("p", { class: "lead" }, "Loss falls as a power of parameters and of tokens; for a budget of FLOPs there is a best size. Losses are those of the law's text and tokenizer; yours will differ, and a sweep of your own (experiments.scaling_law) can be chosen here."),

@@ -33,7 +33,7 @@ class Page {
     section.append(
       h("h2", {}, "Training dynamics"),
       h("p", { class: "lead" }, "Move over a chart to read values, drag to zoom, double-click to zoom out. Point at a title to see what the number means."),
-      h("div", { class: "controls" }, field("Smoothing ", this.smooth, (x) => (+x).toFixed(2)),
+      h("div", { class: "controls" }, field("Smoothing", this.smooth, (x) => (+x).toFixed(2)),
         h("span", { class: "choice", role: "group", "aria-label": "Against" }, choice), field("Only", this.filter), this.runs),
       this.error, this.panels, h("div", { class: "buttons" }, this.more), this.trades,
     );

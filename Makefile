@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUICKSTART := runs/quickstart
+# Tests of pages in a browser need Chromium and `make EXTRAS=data,dev,web,browser test-long`.
+EXTRAS ?= data,dev,web
 
 .PHONY: help quickstart test test-long lint format clean
 
@@ -39,6 +41,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv $(VENV)
 	@echo "Installing the packages of constraints.txt into $(VENV): 1 to 3 minutes, about 1 GB"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[data,dev,web]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 	@echo "Installed"

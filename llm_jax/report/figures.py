@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llm_jax.report.markup import Html, el, join, minus
+from llm_jax.report.markup import Html, el, join, minus, slug
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
@@ -89,7 +89,7 @@ def figure(axes: Axes, *marks: Any, title: str, note: Any = "") -> Html:
     aria_label=f"{title}: {axes.y_label} against {axes.x_label}",
   )
   caption = el("figcaption", el("b", title), el("span", note) if note else "")
-  return el("figure", caption, svg, cls="still")
+  return el("figure", caption, svg, cls="still", data_name=slug(title))
 
 
 def line(axes: Axes, xs: Sequence[float], ys: Sequence[float], stroke: str, cls: str = "") -> Html:

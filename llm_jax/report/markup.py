@@ -6,6 +6,7 @@ finished HTML has the type `Html`; every other value is escaped when it is put i
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,18 @@ NAMES = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 
 class Html(str):
   """A string that is already HTML."""
+
+
+class Shown(str):
+  """A number as people read it; `value` is the number, for those who save a table."""
+
+  value: float
+
+  def __new__(cls, text: str, value: float) -> "Shown":
+    """Ties a text to its number."""
+    made = super().__new__(cls, text)
+    made.value = value
+    return made
 
 
 def esc(value: Any) -> Html:
@@ -55,12 +68,9 @@ def count(value: Any) -> str:
     return DASH
   for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
     if abs(x) >= max(size, 1e5):
-      return (
-        minus(f"{x / size:.3g}{GAP}{unit}")
-        if abs(x) / size < 999.5
-        else f"{x / size:.0f}{GAP}{unit}"
-      )
-  return minus(f"{x:,.0f}".replace(",", GAP)) if x == int(x) else real(x)
+      digits = f"{x / size:.3g}" if abs(x) / size < 999.5 else f"{x / size:.0f}"
+      return Shown(minus(f"{digits}{GAP}{unit}"), x)
+  return Shown(minus(f"{x:,.0f}".replace(",", GAP)), x) if x == int(x) else real(x)
 
 
 def size(value: Any) -> str:
@@ -70,8 +80,9 @@ def size(value: Any) -> str:
     return DASH
   for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if abs(x) >= scale:
-      return f"{x / scale:.0f}{GAP}{unit}" if x / scale >= 99.95 else f"{x / scale:.3g}{GAP}{unit}"
-  return f"{x:.0f}{GAP}B"
+      digits = f"{x / scale:.0f}" if x / scale >= 99.95 else f"{x / scale:.3g}"
+      return Shown(f"{digits}{GAP}{unit}", x)
+  return Shown(f"{x:.0f}{GAP}B", x)
 
 
 def seconds(value: Any) -> str:
@@ -79,20 +90,22 @@ def seconds(value: Any) -> str:
   x = number(value)
   if x is None:
     return DASH
-  if x < 9.95:
-    return f"{x:.1f}{GAP}s"
   whole = round(x)
-  if whole < 60:
-    return f"{whole}{GAP}s"
-  if whole < 3600:
-    return f"{whole // 60}{GAP}min {whole % 60:02d}{GAP}s"
-  return f"{whole // 3600}{GAP}h {whole % 3600 // 60:02d}{GAP}min"
+  if x < 9.95:
+    text = f"{x:.1f}{GAP}s"
+  elif whole < 60:
+    text = f"{whole}{GAP}s"
+  elif whole < 3600:
+    text = f"{whole // 60}{GAP}min {whole % 60:02d}{GAP}s"
+  else:
+    text = f"{whole // 3600}{GAP}h {whole % 3600 // 60:02d}{GAP}min"
+  return Shown(text, x)
 
 
 def percent(value: Any, digits: int = 1) -> str:
   """A fraction: 0.431 -> 43.1 %."""
   x = number(value)
-  return DASH if x is None else minus(f"{100 * x:.{digits}f}{GAP}%")
+  return DASH if x is None else Shown(minus(f"{100 * x:.{digits}f}{GAP}%"), x)
 
 
 def real(value: Any, digits: int = 3) -> str:
@@ -101,12 +114,22 @@ def real(value: Any, digits: int = 3) -> str:
   if x is None:
     return DASH
   if x == 0:
-    return "0"
+    return Shown("0", x)
   if not 1e-4 <= abs(x) < 1e6:
-    return minus(f"{x:.{digits - 1}e}")
+    return Shown(minus(f"{x:.{digits - 1}e}"), x)
   whole = len(str(int(abs(x)))) if abs(x) >= 1 else 0
   decimals = max(0, digits - whole) if whole else digits - 1 - math.floor(math.log10(abs(x)))
-  return minus(f"{x:.{decimals}f}")
+  return Shown(minus(f"{x:.{decimals}f}"), x)
+
+
+def slug(text: str) -> str:
+  """Returns a text as a part of a file's name: "KL to SFT" -> "kl-to-sft"."""
+  return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "unnamed"
+
+
+def exactly(value: Any) -> str | None:
+  """Returns the number behind a formatted one, for an attribute; None of all else."""
+  return f"{value.value:.10g}" if isinstance(value, Shown) else None
 
 
 def clip(text: Any, limit: int) -> str:
@@ -151,7 +174,8 @@ def table(head: Sequence[Any], body: Iterable[Sequence[Any]], cls: str = "") -> 
   for row in body:
     cells = [el("th", row[0], scope="row")]
     cells += [
-      el("td", cell, data_label=name) for name, cell in zip(names[1:], row[1:], strict=True)
+      el("td", cell, data_label=name, data_value=exactly(cell))
+      for name, cell in zip(names[1:], row[1:], strict=True)
     ]
     lines.append(el("tr", *cells))
   top = el("thead", el("tr", *(el("th", name, scope="col") for name in head)))
@@ -162,7 +186,8 @@ def bar(fraction: float | None, label: Any, color: str = "muted") -> Html:
   """Returns a horizontal bar of `fraction` of its cell, with its label."""
   width = 0.0 if fraction is None else 100 * min(max(fraction, 0.0), 1.0)
   fill = el("i", style=f"width:{width:.2f}%;background:var(--{color})")
-  return el("span", el("span", fill, cls="track"), el("span", label, cls="num"), cls="bar")
+  text = el("span", label, cls="num", data_value=exactly(label))
+  return el("span", el("span", fill, cls="track"), text, cls="bar")
 
 
 def details(summary: Any, *body: Any, cls: str | None = None) -> Html:

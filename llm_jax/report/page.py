@@ -3,25 +3,28 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import llm_jax
 from llm_jax.report.corpus import corpus
 from llm_jax.report.cost import cost
 from llm_jax.report.data import data
+from llm_jax.report.export import named_tables, replace
 from llm_jax.report.frontier import frontier
 from llm_jax.report.headline import headline
 from llm_jax.report.language import answers, next_token
 from llm_jax.report.load import Run, load
-from llm_jax.report.markup import Html, dig, el, esc, join
+from llm_jax.report.markup import Html, dig, el, esc, join, slug
 from llm_jax.report.policies import policies
 from llm_jax.report.reward import reward
 from llm_jax.report.training import training
 
 LIMIT = 1_900_000  # Bytes of the finished page.
-SCRIPTS = ("uplot/uPlot.iife.min.js", "theme.js", "charts.js", "answers.js")
+DRAWING = ("uplot/uPlot.iife.min.js", "theme.js", "numbers.js", "charts.js", "svg.js", "export.js")
+SCRIPTS = (*DRAWING, "answers.js")
 STYLES = ("uplot/uPlot.min.css", "base.css", "parts.css")
 LINKS = (
   ("headline", "Figures"),
@@ -40,7 +43,8 @@ LINKS = (
 def build(workdir: Path | str) -> Path:
   """Writes `workdir/report.html` from summary.json, config.json and <stage>/metrics.jsonl.
 
-  A folder that `experiments.prepare` wrote gets the sections on its data, from manifest.json.
+  A folder that `experiments.prepare` wrote gets the sections on its data, from manifest.json, and
+  the workdir of one stage (metrics.jsonl and config.json) those on its training.
 
   What a run did not record is named as such; a run in progress can be rendered. The page holds
   every script, style and number that it shows, and is smaller than 2 MB: long runs are drawn
@@ -53,16 +57,18 @@ def build(workdir: Path | str) -> Path:
     UserError: `workdir` holds no run, or one of its files is malformed.
   """
   target = Path(workdir) / "report.html"
+  write(target, lambda points: render(load(workdir, points)))
+  return target
+
+
+def write(target: Path, rendered: Callable[[int], str]) -> None:
+  """Writes the page that `rendered` makes of at most so many points a curve, small enough."""
   text = ""
   for points in (500, 250, 120, 60, 30):
-    text = render(load(workdir, points))
+    text = rendered(points)
     if len(text.encode()) <= LIMIT:
       break
-  # A reader never sees half a page.
-  part = target.with_suffix(".html.part")
-  part.write_text(text, encoding="utf-8")
-  part.replace(target)
-  return target
+  replace(target, text)
 
 
 def render(run: Run) -> str:
@@ -83,8 +89,33 @@ def render(run: Run) -> str:
   ]
   if run.only_corpus:
     links, sections = LINKS[1:3], [data(run), corpus(run.summary)]
-  scripts = [_static(name) for name in SCRIPTS]
-  name = run.workdir.resolve().name
+  if run.single:
+    paid = "objective/kl" in run.curves[run.single].series
+    sections = [curves, *([frontier(run)] if paid else []), cost(run)]
+    there = ("training", "frontier", "cost") if paid else ("training", "cost")
+    links = [link for link in LINKS if link[0] in there]
+  return page(run.workdir.resolve().name, _facts(run), links, sections, payload, SCRIPTS)
+
+
+def page(
+  name: str,
+  facts: Html,
+  links: Sequence[tuple[str, str]],
+  sections: Sequence[Html],
+  payload: dict[str, Any],
+  names: Sequence[str],
+) -> str:
+  """Returns a page that loads nothing.
+
+  Args:
+    name: its title.
+    facts: the line below it.
+    links: (anchor, words) of the sections.
+    sections: what it shows.
+    payload: what its scripts draw.
+    names: of its scripts.
+  """
+  scripts = [_static(script) for script in names]
   head = el(
     "head",
     Html('<meta charset="utf-8">'),
@@ -96,12 +127,13 @@ def render(run: Run) -> str:
   )
   body = el(
     "body",
-    _header(run, name, links),
-    el("main", *sections),
-    el("footer", "Made by llm_jax ", dig(run.summary, "version"), " from the files of the run."),
+    _header(name, facts, links),
+    named_tables(el("main", *sections)),
+    el("footer", f"Made by llm_jax {llm_jax.__version__} from the files of the run."),
     el("script", Html(as_json(payload)), type="application/json", id="payload"),
     Html(f"<!--\nThe charts are drawn by uPlot.\n{esc(_static('uplot/LICENSE'))}-->"),
     *(el("script", Html(text)) for text in scripts),
+    data_name=slug(name),
   )
   return f'<!doctype html>\n<html lang="en">{head}{body}</html>\n'
 
@@ -112,13 +144,16 @@ def as_json(value: Any) -> str:
   return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _header(run: Run, name: str, links: Sequence[tuple[str, str]]) -> Html:
-  toggle = el("button", "Theme", type="button", id="theme", aria_label="Switch light and dark")
+def _facts(run: Run) -> Html:
   seed = dig(run.summary, "seed")
   facts = [f"seed {seed}" if seed is not None else "", dig(run.summary, "machine.device")]
-  line = join((fact for fact in facts if fact), " · ")
+  return join((fact for fact in facts if fact), " · ")
+
+
+def _header(name: str, facts: Html, links: Sequence[tuple[str, str]]) -> Html:
+  toggle = el("button", "Theme", type="button", id="theme", aria_label="Switch light and dark")
   anchors = [el("a", title, href=f"#{anchor}") for anchor, title in links]
-  title = el("div", el("h1", name), el("p", line), cls="title")
+  title = el("div", el("h1", name), el("p", facts), cls="title")
   return join((el("header", title), el("nav", el("div", *anchors), toggle)))
 
 

@@ -111,7 +111,9 @@ def _measure(values: dict[str, Any], key: str, unit: str) -> Any:
     text, error = minus(f"{value:.3f}"), ""
   else:
     text, error = show(value), show(se) if se is not None else ""
-  return join((el("span", text), el("small", f"± {error}") if error else ""))
+  exact, off = f"{value:.10g}", None if se is None else f"{se:.10g}"
+  spread = el("small", f"± {error}", data_error=off) if error else ""
+  return join((el("span", text, data_value=exact), spread))
 
 
 def _win_rates(run: Run) -> Html:

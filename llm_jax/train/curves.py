@@ -21,6 +21,7 @@ class Curves:
     series: name -> [N] values, None where a row lacks the name.
     rows: how many rows the file has.
     unreadable: how many lines were no JSON object, as the last one of a killed run may be.
+    step_tokens: places of a step's batch, padding included; None where no row tells.
   """
 
   steps: list[float]
@@ -29,6 +30,7 @@ class Curves:
   series: dict[str, list[float | None]]
   rows: int
   unreadable: int
+  step_tokens: float | None = None
 
 
 def read_curves(path: Path, points: int) -> Curves:
@@ -62,7 +64,15 @@ def read_curves(path: Path, points: int) -> Curves:
     series={name: x for name, x in series.items() if any(v is not None for v in x)},
     rows=len(found),
     unreadable=unreadable,
+    step_tokens=_step_tokens(found),
   )
+
+
+def _step_tokens(rows: list[dict[str, Any]]) -> float | None:
+  """Tokens per second times seconds per step: both are of the same clock, so it drops out."""
+  pairs = ((number(r.get("time/tokens_per_second")), number(r.get("time/step"))) for r in rows)
+  found = sorted(a * b for a, b in pairs if a is not None and b is not None)
+  return float(round(found[len(found) // 2])) if found else None
 
 
 def _clock(rows: list[dict[str, Any]]) -> list[float]:

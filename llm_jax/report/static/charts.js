@@ -2,43 +2,36 @@
 (() => {
   "use strict";
   const payload = JSON.parse(document.getElementById("payload").textContent);
-  const state = { smooth: 0.6, axis: "x" };
-  const charts = new Map(); // figure -> uPlot
+  const state = { smooth: 0.6, axis: "x", log: false };
+  const charts = new Map(); // figure -> { chart, model }
   const HEIGHT = 168;
   const FEW = 30; // Fewer points than that are shown as they are: an average would only lag.
+  const { color, compact, percent, clock, ticks } = globalThis.report;
 
-  const probe = document.createElement("i");
-  probe.hidden = true;
-  document.body.append(probe);
+  // Each axis: its name in the JSON, a column of it, and how a value of it reads.
+  const AXES = {
+    x: { label: "step", column: (stage) => stage.x, show: compact, say: (v) => `step ${v}` },
+    k: {
+      label: "tokens",
+      column: (stage) => stage.x.map((step) => step * stage.k),
+      show: compact,
+      say: (v) => `${compact(v)} tokens`,
+    },
+    f: {
+      label: "FLOPs",
+      column: (stage) => stage.x.map((step) => step * stage.f),
+      show: compact,
+      say: (v) => `${compact(v)} FLOPs`,
+    },
+    t: { label: "seconds", column: (stage) => stage.t, show: clock, say: clock },
+  };
 
-  // The resolved colour of a CSS variable: a canvas knows no variables.
-  function color(name, alpha = 1) {
-    probe.style.color = `var(--${name})`;
-    const found = getComputedStyle(probe).color;
-    const parts = found.match(/[\d.]+/g);
-    return `rgba(${parts[0]}, ${parts[1]}, ${parts[2]}, ${alpha})`;
-  }
+  const source = (panel, series) => series.from ?? panel.stage;
 
-  function compact(value) {
-    if (value === null || value === undefined) return "–";
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    let text;
-    if (size >= 1e6) text = `${+(value / 1e6).toPrecision(3)}M`;
-    else if (size >= 1e4) text = `${+(value / 1e3).toPrecision(3)}k`;
-    else if (size < 1e-4) text = value.toExponential(1);
-    else text = `${+value.toPrecision(size >= 1000 ? 4 : 3)}`;
-    return text.replace(/-/g, "−");
-  }
-
-  function percent(value) {
-    return value === null || value === undefined ? "–" : `${+(100 * value).toPrecision(3)} %`;
-  }
-
-  function clock(value) {
-    if (value < 120) return `${+value.toPrecision(3)} s`;
-    if (value < 7200) return `${+(value / 60).toPrecision(3)} min`;
-    return `${+(value / 3600).toPrecision(3)} h`;
+  // A stage that lacks an axis is drawn against steps, and its legend says so.
+  function axisOf(panel) {
+    const has = panel.series.every((one) => state.axis in payload.stages[source(panel, one)]);
+    return AXES[has ? state.axis : "x"];
   }
 
   // Exponential average without the pull towards the first value; gaps stay gaps.
@@ -53,26 +46,59 @@
     });
   }
 
+  const known = (value) => value !== null && value !== undefined;
+
   function lastOf(values) {
-    for (let i = values.length - 1; i >= 0; i--) if (values[i] !== null) return i;
+    for (let i = values.length - 1; i >= 0; i--) if (known(values[i])) return i;
     return null;
   }
 
   function nearest(values, index) {
     for (let d = 0; d < values.length; d++) {
-      if (values[index - d] !== null && values[index - d] !== undefined) return index - d;
-      if (values[index + d] !== null && values[index + d] !== undefined) return index + d;
+      if (known(values[index - d])) return index - d;
+      if (known(values[index + d])) return index + d;
     }
     return null;
   }
 
-  function legend(box, panel, stage) {
-    const show = panel.unit === "percent" ? percent : compact;
+  // The lines of a chart, the faint ones first: each has its own column of x.
+  function layers(panel, axis) {
+    const out = [];
+    panel.series.forEach((one, owner) => {
+      const stage = payload.stages[source(panel, one)];
+      const values = stage.y[one.key];
+      const present = values.filter(known).length;
+      const own = { owner, from: source(panel, one), xs: axis.column(stage), color: one.color };
+      own.dash = one.dash ? [5, 3] : null;
+      if (one.dots) {
+        out.push({ ...own, values, width: 1.4, alpha: 1, dots: present < 60, raw: true });
+        return;
+      }
+      const faint = state.smooth > 0 && !panel.exact && present >= FEW;
+      const look = faint ? { width: 1, alpha: 0.28 } : { width: 1.6, alpha: 1 };
+      out.push({ ...own, values, ...look, dots: present < 3, raw: true });
+      if (faint) out.push({ ...own, values: smoothed(values, state.smooth), width: 2, alpha: 1 });
+    });
+    return out;
+  }
+
+  // One column of x for all lines; a logarithm has no room for zero.
+  function aligned(lines) {
+    const parts = lines.map(({ xs, values }) => {
+      const kept = state.log ? xs.map((x, i) => i).filter((i) => xs[i] > 0) : null;
+      return kept ? [kept.map((i) => xs[i]), kept.map((i) => values[i])] : [xs, values];
+    });
+    const alone = new Set(lines.map((line) => line.from)).size === 1;
+    return alone ? [parts[0][0], ...parts.map((part) => part[1])] : uPlot.join(parts);
+  }
+
+  function legend(box, panel, model) {
+    const show = model.showY;
     const cells = panel.series.map((series) => {
       const item = document.createElement("span");
       const swatch = document.createElement("i");
-      swatch.style.background = `var(--${series.color})`;
-      swatch.className = series.dots ? "dot" : "dash";
+      swatch.style.setProperty("--swatch", `var(--${series.color})`);
+      swatch.className = series.dots ? "dot" : series.dash ? "dash dashed" : "dash";
       const value = document.createElement("b");
       item.append(swatch, document.createTextNode(series.label), value);
       box.append(item);
@@ -81,18 +107,21 @@
     const where = document.createElement("span");
     where.className = "where";
     box.append(where);
+    const [xs] = model.data;
+    const rows = panel.series.map((_, owner) => {
+      const at = model.layers.findIndex((line) => line.owner === owner && line.raw);
+      return model.data[at + 1];
+    });
     return (index) => {
-      panel.series.forEach((series, i) => {
-        const values = stage.y[series.key];
+      rows.forEach((values, i) => {
         const at = index === null ? lastOf(values) : nearest(values, index);
         cells[i].textContent = at === null ? "–" : show(values[at]);
       });
-      const at = index === null ? stage.x.length - 1 : index;
-      where.textContent = state.axis === "x" ? `step ${stage.x[at]}` : clock(stage.t[at]);
+      where.textContent = xs.length ? model.axis.say(xs[index ?? xs.length - 1]) : "";
     };
   }
 
-  function lines(panel) {
+  function reference(panel) {
     return (u) => {
       const { ctx, bbox } = u;
       const ratio = devicePixelRatio || 1;
@@ -114,9 +143,22 @@
         ctx.textBaseline = above ? "bottom" : "top";
         ctx.fillText(line.label, bbox.left + bbox.width - 2 * ratio, y + (above ? -2 : 2) * ratio);
       }
+      ctx.fillStyle = color("bad");
+      ctx.textAlign = "center";
+      ctx.textBaseline = "top";
+      for (const mark of marks(panel)) {
+        const x = u.valToPos(mark.x, "x", true);
+        if (x >= bbox.left && x <= bbox.left + bbox.width) ctx.fillText("▼", x, bbox.top);
+      }
       ctx.restore();
     };
   }
+
+  const marks = (panel) =>
+    (panel.marks ?? []).map(({ at, label }) => ({
+      x: axisOf(panel).column(payload.stages[panel.stage])[at],
+      label,
+    }));
 
   function range(panel) {
     return (u, low, high) => {
@@ -137,73 +179,53 @@
     };
   }
 
-  function columns(panel, stage) {
-    const data = [stage[state.axis]];
-    const series = [{}];
-    for (const one of panel.series) {
-      const values = stage.y[one.key];
-      const present = values.filter((value) => value !== null).length;
-      if (one.dots) {
-        data.push(values);
-        series.push({
-          stroke: color(one.color),
-          width: 1.4,
-          spanGaps: true,
-          points: { show: present < 60, size: 5, fill: color(one.color), width: 0 },
-        });
-        continue;
-      }
-      const alone = { show: present < 3, size: 5, fill: color(one.color), width: 0 };
-      const faint = state.smooth > 0 && !panel.exact && present >= FEW;
-      data.push(values);
-      const stroke = color(one.color, faint ? 0.28 : 1);
-      series.push({ stroke, width: faint ? 1 : 1.6, spanGaps: true, points: alone });
-      if (faint) {
-        data.push(smoothed(values, state.smooth));
-        series.push({
-          stroke: color(one.color),
-          width: 2,
-          spanGaps: true,
-          points: { show: false },
-        });
-      }
-    }
-    return { data, series };
-  }
-
-  function axes(panel) {
-    const grid = { stroke: color("line"), width: 1 };
+  function axes(model) {
     const common = {
       stroke: color("soft"),
       font: "11px system-ui, sans-serif",
-      grid,
+      grid: { stroke: color("line"), width: 1 },
       ticks: { show: false },
     };
-    const show = panel.unit === "percent" ? percent : compact;
-    const across = state.axis === "x" ? compact : clock;
+    const across = { ...common, size: 24, gap: 4, space: 64 };
+    across.values = (u, at) => at.map((value) => (value === null ? "" : model.axis.show(value)));
+    if (state.log) {
+      across.splits = (u, i, low, high) => ticks(low, high, 5, true);
+      across.filter = (u, splits) => splits;
+    }
     return [
-      { ...common, size: 24, gap: 4, space: 64, values: (u, at) => at.map(across) },
-      { ...common, size: 50, gap: 4, space: 24, values: (u, at) => at.map(show) },
+      across,
+      { ...common, size: 50, gap: 4, space: 24, values: (u, at) => at.map(model.showY) },
     ];
   }
 
   function draw(figure) {
     const panel = payload.panels[+figure.dataset.panel];
-    const stage = payload.stages[panel.stage];
     const plot = figure.querySelector(".plot");
     const box = figure.querySelector(".legend");
     const width = plot.clientWidth;
     if (!width) return; // Inside a closed block; drawn when it opens.
-    charts.get(figure)?.destroy();
+    charts.get(figure)?.chart.destroy();
     box.replaceChildren();
-    const update = legend(box, panel, stage);
-    const { data, series } = columns(panel, stage);
+    const axis = axisOf(panel);
+    const lines = layers(panel, axis);
+    const showY = panel.unit === "percent" ? percent : compact;
+    const model = { panel, axis, layers: lines, data: aligned(lines), showY, log: state.log };
+    model.marks = marks(panel);
+    const update = legend(box, panel, model);
+    const across = state.log ? { distr: 3, range: (u, low, high) => [low ?? 1, high ?? 10] } : {};
+    const series = lines.map((line) => ({
+      stroke: color(line.color, line.alpha),
+      width: line.width,
+      dash: line.dash ?? undefined,
+      spanGaps: true,
+      points: { show: line.dots, size: 5, fill: color(line.color), width: 0 },
+    }));
     const options = {
       width,
       height: HEIGHT,
-      series,
-      axes: axes(panel),
-      scales: { x: { time: false }, y: { range: range(panel) } },
+      series: [{}, ...series],
+      axes: axes(model),
+      scales: { x: { time: false, ...across }, y: { range: range(panel) } },
       legend: { show: false },
       padding: [6, 14, 0, 0],
       cursor: {
@@ -211,14 +233,15 @@
         points: { size: 6, width: 0 },
         sync: { key: `${panel.stage}` },
       },
-      hooks: { draw: [lines(panel)], setCursor: [(u) => update(u.cursor.idx ?? null)] },
+      hooks: { draw: [reference(panel)], setCursor: [(u) => update(u.cursor.idx ?? null)] },
     };
-    charts.set(figure, new uPlot(options, data, plot));
+    charts.set(figure, { chart: new uPlot(options, model.data, plot), model });
     update(null);
   }
 
   const figures = [...document.querySelectorAll("figure.panel")];
   const drawAll = () => figures.forEach(draw);
+  globalThis.report.charts = charts;
 
   const slider = document.getElementById("smooth");
   slider?.addEventListener("input", () => {
@@ -234,6 +257,12 @@
       drawAll();
     });
   }
+  const log = document.getElementById("log-x");
+  log?.addEventListener("click", () => {
+    state.log = !state.log;
+    log.setAttribute("aria-pressed", String(state.log));
+    drawAll();
+  });
   for (const block of document.querySelectorAll("details")) {
     block.addEventListener("toggle", () => {
       if (block.open) block.querySelectorAll("figure.panel").forEach(draw);
@@ -243,7 +272,7 @@
   const resized = new ResizeObserver((entries) => {
     for (const entry of entries) {
       const figure = entry.target.closest("figure");
-      const chart = charts.get(figure);
+      const chart = charts.get(figure)?.chart;
       const width = Math.floor(entry.contentRect.width);
       if (chart && width && chart.width !== width) chart.setSize({ width, height: HEIGHT });
     }

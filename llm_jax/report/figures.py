@@ -13,6 +13,7 @@ from llm_jax.report.markup import Html, el, join, minus, slug
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
+_UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 @dataclasses.dataclass
@@ -119,16 +120,15 @@ def histogram(axes: Axes, edges: Sequence[float], counts: Sequence[float], color
 def _frame(axes: Axes) -> list[Html]:
   """The grid, the tick labels and the axis labels."""
   parts = []
-  digits = _digits(axes.x_ticks), _digits(axes.y_ticks)
   for x in axes.x_ticks:
     at = f"{axes.px(x):.1f}"
     parts.append(el("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, cls="grid"))
-    label = minus(f"{x:.{digits[0]}f}")
+    label = _tick(x, axes.x_ticks)
     parts.append(el("text", label, x=at, y=HEIGHT - BOTTOM + 15, cls="tick", text_anchor="middle"))
   for y in axes.y_ticks:
     at = axes.py(y)
     parts.append(el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{at:.1f}", y2=f"{at:.1f}", cls="grid"))
-    label = minus(f"{y:.{digits[1]}f}")
+    label = _tick(y, axes.y_ticks)
     parts.append(el("text", label, x=LEFT - 6, y=f"{at + 3.5:.1f}", cls="tick", text_anchor="end"))
   middle = (LEFT + WIDTH - RIGHT) / 2
   parts.append(el("text", axes.x_label, x=middle, y=HEIGHT - 6, cls="axis", text_anchor="middle"))
@@ -138,6 +138,17 @@ def _frame(axes: Axes) -> list[Html]:
     el("text", axes.y_label, x=11, y=centre, cls="axis", text_anchor="middle", transform=turn)
   )
   return parts
+
+
+def _tick(value: float, ticks: Sequence[float]) -> str:
+  """A tick's label; where the numbers would not fit, in thousands and so on."""
+  most = max(map(abs, ticks))
+  if 0 < most < 1e-3:
+    return minus(f"{value:.1e}" if value else "0")
+  # Four digits fit.
+  unit, scale = next(((u, s) for u, s in _UNITS if most >= max(s, 1e4)), ("", 1.0))
+  text = f"{value / scale:.{_digits([tick / scale for tick in ticks])}f}"
+  return minus(text + unit if value else "0" if unit else text)
 
 
 def _digits(values: Sequence[float]) -> int:

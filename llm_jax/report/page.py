@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,8 @@ import llm_jax
 from llm_jax.report.corpus import corpus
 from llm_jax.report.cost import cost
 from llm_jax.report.data import data
-from llm_jax.report.export import named_tables, replace
+from llm_jax.report.drawings import charts
+from llm_jax.report.export import named_tables, replace, save
 from llm_jax.report.frontier import frontier
 from llm_jax.report.headline import headline
 from llm_jax.report.language import answers, next_token
@@ -69,6 +71,25 @@ def write(target: Path, rendered: Callable[[int], str]) -> None:
     if len(text.encode()) <= LIMIT:
       break
   replace(target, text)
+
+
+def export(workdir: Path | str, directory: Path | str) -> list[Path]:
+  """Writes the tables of a run's page as CSV and its charts as SVG, without a browser.
+
+  Returns:
+    The paths of the files.
+
+  Raises:
+    UserError: `workdir` holds no run, or the directory cannot be written.
+  """
+  text = render(load(workdir))
+  return save(directory, text, charts(payload_of(text), text))
+
+
+def payload_of(text: str) -> dict[str, Any]:
+  """Returns the data that a page's script draws."""
+  found = re.search(r'<script type="application/json" id="payload">(.*?)</script>', text, re.S)
+  return json.loads(found[1]) if found else {"stages": {}, "panels": []}
 
 
 def render(run: Run) -> str:

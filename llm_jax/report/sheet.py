@@ -26,18 +26,7 @@ def sheet(panels: Sequence[Html], across: int) -> str:
        f"{i // across * (figures.HEIGHT + _TOP)})")
     for i, one in enumerate(panels)
   ]  # fmt: skip
-  back = el("rect", width=width, height=height, cls="back")
-  return str(
-    el(
-      "svg",
-      el("style", Html(_STYLE)),
-      back,
-      *placed,
-      xmlns="http://www.w3.org/2000/svg",
-      viewBox=f"0 0 {width} {height}",
-      width=width,
-    )  # fmt: skip
-  )
+  return _whole(placed, width, height)
 
 
 def panel(
@@ -57,14 +46,58 @@ def panel(
     legend: colours and what they mean.
     low: the legend is in the lower half, where the curves are not.
   """
-  svg = figures.figure(axes, *marks, title=title)
-  inside = Html(re.search(r"<svg[^>]*>(.*)</svg>", svg, re.S)[1])
   words = [el("text", title, x=figures.LEFT, y=14, cls="title")]
   first = axes.py(axes.y[0]) - _LINE * len(legend) if low else figures.TOP + 12
   for i, (color, text) in enumerate(legend):
     y = round(first + _TOP + _LINE * i)
     words.append(el("text", text, x=figures.LEFT + 8, y=y, style=f"fill:{color}"))
-  return join([el("g", inside, transform=f"translate(0 {_TOP})"), *words])
+  return join([_inside(axes, marks, title, _TOP), *words])
+
+
+def chart(
+  axes: figures.Axes,
+  marks: Sequence[Html],
+  title: str,
+  note: str,
+  legend: Sequence[tuple[str, str, bool]],
+) -> str:
+  """Returns an SVG of one figure with title, note and legend of (colour, text, dots) above it."""
+  y = 14 + _LINE * (2 if note else 1)
+  words = [el("text", title, x=figures.LEFT, y=14, cls="title")]
+  words += [el("text", note, x=figures.LEFT, y=14 + _LINE)] if note else []
+  x = figures.LEFT
+  for color, text, dotted in legend:
+    wide = 24 + 5.6 * len(text)
+    if x > figures.LEFT and x + wide > figures.WIDTH:
+      x, y = figures.LEFT, y + _LINE
+    sign = {"x1": x, "x2": x + 12, "y1": y - 3.5, "y2": y - 3.5, "style": f"stroke:{color}"}
+    dot = el("circle", cx=x + 6, cy=y - 3.5, r=3, fill=color)
+    words.append(dot if dotted else el("line", **sign, cls="path"))
+    words.append(el("text", text, x=x + 16, y=y))
+    x += wide
+  return _whole([*words, _inside(axes, marks, title, y)], figures.WIDTH, figures.HEIGHT + y)
+
+
+def framed(drawn: Html, title: str, note: str) -> str:
+  """Returns an SVG of what was drawn for a page's figure, with the title above it."""
+  head = el("text", title, x=figures.LEFT, y=14, cls="title")
+  inside = el("g", drawn, transform=f"translate(0 {_TOP})", cls="still")
+  about = el("desc", note)
+  return _whole([about, head, inside], figures.WIDTH, figures.HEIGHT + _TOP)
+
+
+def _whole(parts: Sequence[Html], width: float, height: float) -> str:
+  size = {"viewBox": f"0 0 {width} {height}", "width": width}
+  back = el("rect", width=width, height=height, cls="back")
+  style = el("style", Html(_STYLE))
+  return str(el("svg", style, back, *parts, xmlns="http://www.w3.org/2000/svg", **size))
+
+
+def _inside(axes: figures.Axes, marks: Sequence[Html], title: str, top: float) -> Html:
+  """A figure without the frame of a page, `top` below the edge."""
+  svg = figures.figure(axes, *marks, title=title)
+  inside = Html(re.search(r"<svg[^>]*>(.*)</svg>", svg, re.S)[1])
+  return el("g", inside, transform=f"translate(0 {top})")
 
 
 def line(

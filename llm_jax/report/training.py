@@ -187,6 +187,9 @@ def color_of(family: str) -> str:
 
 def place(one: dict[str, Any], drawn: list[dict[str, Any]]) -> Html:
   """Registers a chart, and returns the box that the script fills."""
+  name = f"{slug(one['stage'])}-{slug(one['title'])}"
+  alike = sum(other["name"] == name or other["name"].startswith(f"{name}--") for other in drawn)
+  one["name"] = f"{name}--{alike + 1}" if alike else name
   drawn.append(one)
   number = len(drawn) - 1
   said = one.pop("said")
@@ -203,7 +206,7 @@ def place(one: dict[str, Any], drawn: list[dict[str, Any]]) -> Html:
     el("div", cls="plot"),
     cls="panel",
     data_panel=number,
-    data_name=f"{slug(one['stage'])}-{slug(one['title'])}",
+    data_name=one["name"],
   )
 
 

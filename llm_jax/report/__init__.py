@@ -1,5 +1,10 @@
-"""From the files of a run to one self-contained page: `report.build(workdir)`."""
+"""From the files of a run to one self-contained page: `report.build(workdir)`.
 
-from llm_jax.report.page import build
+`report.compare.build(workdirs, target)` is a page on several runs, and `report.export(workdir,
+directory)` writes the tables and the charts of a page as files.
+"""
 
-__all__ = ["build"]
+from llm_jax.report import compare
+from llm_jax.report.page import build, export
+
+__all__ = ["build", "compare", "export"]

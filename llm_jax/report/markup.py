@@ -169,12 +169,12 @@ def missing(*paths: str) -> Html:
 
 def table(head: Sequence[Any], body: Iterable[Sequence[Any]], cls: str = "") -> Html:
   """Returns a table; on a narrow screen a `stack` table shows each row as a card."""
-  names = [str(name) for name in head]
+  names = [re.sub(r"<[^>]*>", "", esc(name)) for name in head]
   lines = []
   for row in body:
     cells = [el("th", row[0], scope="row")]
     cells += [
-      el("td", cell, data_label=name, data_value=exactly(cell))
+      el("td", cell, data_label=Html(name), data_value=exactly(cell))
       for name, cell in zip(names[1:], row[1:], strict=True)
     ]
     lines.append(el("tr", *cells))

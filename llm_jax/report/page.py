@@ -82,14 +82,13 @@ def export(workdir: Path | str, directory: Path | str) -> list[Path]:
   Raises:
     UserError: `workdir` holds no run, or the directory cannot be written.
   """
-  text = render(load(workdir))
-  return save(directory, text, charts(payload_of(text), text))
+  return files(render(load(workdir)), directory)
 
 
-def payload_of(text: str) -> dict[str, Any]:
-  """Returns the data that a page's script draws."""
+def files(text: str, directory: Path | str) -> list[Path]:
+  """Writes the tables and the charts of a page as files; returns their paths."""
   found = re.search(r'<script type="application/json" id="payload">(.*?)</script>', text, re.S)
-  return json.loads(found[1]) if found else {"stages": {}, "panels": []}
+  return save(directory, text, charts(json.loads(found[1]), text))
 
 
 def render(run: Run) -> str:

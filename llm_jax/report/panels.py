@@ -101,17 +101,21 @@ def estimator_note(run: Run) -> str:
 
 
 def penalty_note(run: Run, stage: str) -> str:
-  """Returns the sentence on the KL that a stage is trained with, where its config says so."""
-  settings, family = run.settings.get(stage, {}), run.family(stage)
-  where = {"kl_estimator": "The reward", "kl_coef_estimator": "The loss"}
-  weights = {"kl_estimator": "kl_init", "kl_coef_estimator": "kl_coef"}
-  if family == "grpo":
-    where, weights = {"kl_estimator": "The loss"}, {"kl_estimator": "kl_coef"}
-  said = [
-    f"{place} has the KL as {ESTIMATORS[name]}."
-    for field, place in where.items()
-    if (name := settings.get(field)) in ESTIMATORS and settings.get(weights[field]) != 0
-  ]
+  """Returns the sentences on the KL of an online stage: as it is drawn, and as it is trained with.
+
+  The second is only said where the config tells.
+  """
+  if "objective/kl" not in run.curves[stage].series:
+    return ""
+  settings, said = run.settings.get(stage, {}), [f"The KL is drawn as {ESTIMATORS['k1']}."]
+  kinds = {"kl_estimator": ("reward", "kl_init"), "kl_coef_estimator": ("loss", "kl_coef")}
+  if run.family(stage) == "grpo":
+    kinds = {"kl_estimator": ("loss", "kl_coef")}
+  for field, (place, weight) in kinds.items():
+    name = settings.get(field)
+    if name in ESTIMATORS and settings.get(weight) != 0:
+      meaning = "k1 too" if name == "k1" else ESTIMATORS[name]
+      said.append(f"In the {place} it is {meaning}.")
   return " ".join(said)
 
 

@@ -23,6 +23,7 @@ from llm_jax.report.markup import (
   prose,
   real,
   section,
+  table,
 )
 from llm_jax.report.training import summary_of_kl
 
@@ -126,7 +127,16 @@ def _win_rates(run: Run) -> Html:
   scale = [el("span", f"{x} %", style=f"left:{x}%") for x in (0, 25, 50, 75, 100)]
   ruler = el("div", el("span"), el("div", *scale, cls="ruler"), el("span"), cls="interval")
   absent = [f"win_rates.{n}" for n in order if n not in found]
-  return join((el("div", *lines, ruler, cls="intervals"), missing(*absent) if absent else ""))
+  body = [(_versus(n), *(real(found[n].get(k)) for k in ("rate", "se", "n"))) for n in names
+          if isinstance(found[n], dict)]  # fmt: skip
+  numbers = table(("Policies", "Win rate", "Standard error", "Answers"), body, cls="numbers")
+  chart = el("div", numbers, el("div", *lines, ruler, cls="intervals"), cls="charted")
+  return join((chart, missing(*absent) if absent else ""))
+
+
+def _versus(name: str) -> str:
+  who, _, other = name.partition("_vs_")
+  return f"{NAMES.get(who, who)} vs {NAMES.get(other, other)}"
 
 
 def _interval(name: str, win: dict[str, Any]) -> Html:

@@ -18,6 +18,7 @@ from llm_jax.report.markup import (
   real,
   rows,
   section,
+  table,
 )
 
 KINDS = {
@@ -61,16 +62,18 @@ def _accuracy(summary: dict[str, Any]) -> Html:
   found, control = branch(summary, "reward.accuracy"), branch(summary, "reward.shuffled")
   if not found:
     return missing("reward.accuracy")
-  lines = []
+  lines, body = [], []
   for kind in [*(k for k in KINDS if k in found), *(k for k in found if k not in KINDS)]:
     title, meaning = KINDS.get(kind, (kind, ""))
     value, null = number(found[kind]), number(control.get(kind))
+    body.append((title, percent(value), percent(null)))
     bars = [_rail("trained", value, "reward")]
     if null is not None:
       bars.append(_rail("shuffled labels", null, "muted"))
     lines.append(el("div", el("span", title, el("small", meaning)), el("div", *bars), cls="kind"))
   note = missing("reward.shuffled") if not control else ""
-  return join((el("div", *lines, cls="kinds"), note))
+  numbers = table(("Kind", "Accuracy", "With shuffled labels"), body, cls="numbers")
+  return join((el("div", numbers, el("div", *lines, cls="kinds"), cls="charted"), note))
 
 
 def _rail(name: str, value: float | None, color: str) -> Html:

@@ -49,14 +49,12 @@ STAGES = {
   "ppo": (
     "Proximal policy optimisation",
     "The score should rise while the KL to the SFT model stays bounded. A clip fraction above "
-    "about 20 %, an entropy that collapses or an explained variance below zero is a warning. The "
-    "KL is drawn as k1, which may come out below zero on a small batch.",
+    "about 20 %, an entropy that collapses or an explained variance below zero is a warning.",
   ),
   "grpo": (
     "Group-relative policy optimisation",
     "Each answer is measured against the others to its prompt. The score should rise while the KL "
-    "stays bounded; prompts whose answers all score the same teach nothing. The KL is drawn as k1, "
-    "which may come out below zero on a small batch.",
+    "stays bounded; prompts whose answers all score the same teach nothing.",
   ),
   "online_dpo": (
     "Online DPO",
@@ -187,7 +185,7 @@ def color_of(family: str) -> str:
 
 def place(one: dict[str, Any], drawn: list[dict[str, Any]]) -> Html:
   """Registers a chart, and returns the box that the script fills."""
-  name = f"{slug(one['stage'])}-{slug(one['title'])}"
+  name = f"{slug(one.get('about', one['stage']))}-{slug(one['title'])}"
   alike = sum(other["name"] == name or other["name"].startswith(f"{name}--") for other in drawn)
   one["name"] = f"{name}--{alike + 1}" if alike else name
   drawn.append(one)

@@ -2,8 +2,8 @@
 (() => {
   "use strict";
   const section = document.getElementById("answers");
-  const cards = [...section.querySelectorAll("article.card")];
-  if (!cards.length) return;
+  const cards = [...document.querySelectorAll("#answers article.card")];
+  if (!cards.length) return; // A page on one stage, or on a corpus, has no answers.
   const position = document.getElementById("position");
   const showAll = document.getElementById("show-all");
   const filters = [...section.querySelectorAll("[data-filter]")];

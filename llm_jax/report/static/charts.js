@@ -6,7 +6,7 @@
   const charts = new Map(); // figure -> { chart, model }
   const HEIGHT = 168;
   const FEW = 30; // Fewer points than that are shown as they are: an average would only lag.
-  const { color, compact, percent, clock, ticks } = globalThis.report;
+  const { color, compact, percent, clock, labels, ticks } = globalThis.report;
 
   // Each axis: its name in the JSON, a column of it, and how a value of it reads.
   const AXES = {
@@ -187,14 +187,14 @@
       ticks: { show: false },
     };
     const across = { ...common, size: 24, gap: 4, space: 64 };
-    across.values = (u, at) => at.map((value) => (value === null ? "" : model.axis.show(value)));
+    across.values = (u, at) => labels(at, model.axis.show);
     if (state.log) {
       across.splits = (u, i, low, high) => ticks(low, high, 5, true);
       across.filter = (u, splits) => splits;
     }
     return [
       across,
-      { ...common, size: 50, gap: 4, space: 24, values: (u, at) => at.map(model.showY) },
+      { ...common, size: 50, gap: 4, space: 24, values: (u, at) => labels(at, model.showY) },
     ];
   }
 
@@ -231,7 +231,7 @@
       cursor: {
         y: false,
         points: { size: 6, width: 0 },
-        sync: { key: `${panel.stage}` },
+        sync: { key: panel.about ?? panel.stage },
       },
       hooks: { draw: [reference(panel)], setCursor: [(u) => update(u.cursor.idx ?? null)] },
     };

@@ -23,27 +23,35 @@ globalThis.report = (() => {
 
   const UNITS = [["E", 1e18], ["P", 1e15], ["T", 1e12], ["G", 1e9], ["M", 1e6]];
 
-  function compact(value) {
+  function compact(value, digits = 3) {
     if (value === null || value === undefined) return "–";
     if (value === 0) return "0";
     const size = Math.abs(value);
     const [unit, scale] = UNITS.find(([, least]) => size >= least) ?? ["", 1];
     let text;
-    if (unit) text = `${+(value / scale).toPrecision(3)}${unit}`;
-    else if (size >= 1e4) text = `${+(value / 1e3).toPrecision(3)}k`;
-    else if (size < 1e-4) text = value.toExponential(1);
-    else text = `${+value.toPrecision(size >= 1000 ? 4 : 3)}`;
+    if (unit) text = `${+(value / scale).toPrecision(digits)}${unit}`;
+    else if (size >= 1e4) text = `${+(value / 1e3).toPrecision(digits)}k`;
+    else if (size < 1e-4) text = value.toExponential(Math.max(1, digits - 3));
+    else text = `${+value.toPrecision(size >= 1000 ? Math.max(4, digits) : digits)}`;
     return text.replace(/-/g, "−");
   }
 
-  function percent(value) {
-    return value === null || value === undefined ? "–" : `${+(100 * value).toPrecision(3)} %`;
+  function percent(value, digits = 3) {
+    return value === null || value === undefined ? "–" : `${+(100 * value).toPrecision(digits)} %`;
   }
 
-  function clock(value) {
-    if (value < 120) return `${+value.toPrecision(3)} s`;
-    if (value < 7200) return `${+(value / 60).toPrecision(3)} min`;
-    return `${+(value / 3600).toPrecision(3)} h`;
+  function clock(value, digits = 3) {
+    if (value < 120) return `${+value.toPrecision(digits)} s`;
+    if (value < 7200) return `${+(value / 60).toPrecision(digits)} min`;
+    return `${+(value / 3600).toPrecision(digits)} h`;
+  }
+
+  // The labels of an axis, with as many digits as tell its ticks apart.
+  function labels(values, show) {
+    for (let digits = 3; ; digits++) {
+      const found = values.map((value) => (value === null ? "" : show(value, digits)));
+      if (digits > 8 || new Set(found).size === found.length) return found;
+    }
   }
 
   // Round values within [low, high]: about as many as wanted, of a logarithm 1, 2 and 5.
@@ -71,5 +79,5 @@ globalThis.report = (() => {
     return found;
   }
 
-  return { resolved, color, compact, percent, clock, ticks };
+  return { resolved, color, compact, percent, clock, labels, ticks };
 })();

@@ -1,7 +1,7 @@
 // A chart or a figure of the page as an SVG that needs no page around it, on its own background.
 (() => {
   "use strict";
-  const { color, resolved, ticks, charts } = globalThis.report;
+  const { color, resolved, labels, ticks, charts } = globalThis.report;
   const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif";
   const WIDTH = 640;
   const HEIGHT = 400;
@@ -69,17 +69,19 @@
     const parts = [];
     const grid = { stroke: color("line"), "stroke-width": 1 };
     const line = (x1, y1, x2, y2) => parts.push(tag("line", { x1, y1, x2, y2, ...grid }));
-    for (const value of ticks(scales.y.min, scales.y.max, 6)) {
-      const y = scales.py(value);
-      line(box.left, y, box.right, y);
-      parts.push(words(model.showY(value), box.left - 8, y + 4, { "text-anchor": "end" }));
-    }
-    for (const value of ticks(scales.x.min, scales.x.max, 7, model.log)) {
-      const x = scales.px(value);
-      line(x, box.top, x, box.bottom);
-      parts.push(words(model.axis.show(value), x, box.bottom + 18, { "text-anchor": "middle" }));
-    }
     const middle = { "text-anchor": "middle" };
+    const up = ticks(scales.y.min, scales.y.max, 6);
+    const across = ticks(scales.x.min, scales.x.max, 7, model.log);
+    labels(up, model.showY).forEach((label, i) => {
+      const y = scales.py(up[i]);
+      line(box.left, y, box.right, y);
+      parts.push(words(label, box.left - 8, y + 4, { "text-anchor": "end" }));
+    });
+    labels(across, model.axis.show).forEach((label, i) => {
+      const x = scales.px(across[i]);
+      line(x, box.top, x, box.bottom);
+      parts.push(words(label, x, box.bottom + 18, middle));
+    });
     parts.push(words(model.axis.label, (box.left + box.right) / 2, box.bottom + 36, middle));
     return parts;
   }

@@ -205,11 +205,11 @@ def figures(runs: dict[str, Run]) -> Html:
   ]
   whole.append(_row("Checks that pass", "higher", [_passed(run) for run in runs.values()], count))
   body = [line for line in whole if line]
-  parts = [el("h3", "Whole runs"), table(head, body)] if body else []
+  parts = [el("h3", "Whole runs"), table(head, body, cls="figures")] if body else []
   for stage in stages(runs):
     lines = _stage(runs, stage)
     if lines:
-      parts += [el("h3", STAGES.get(stage, (stage,))[0]), table(head, lines)]
+      parts += [el("h3", STAGES.get(stage, (stage,))[0]), table(head, lines, cls="figures")]
   return section("figures", "Key figures", lead, *parts)
 
 

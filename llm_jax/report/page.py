@@ -14,7 +14,6 @@ from llm_jax.report.corpus import corpus
 from llm_jax.report.cost import cost
 from llm_jax.report.data import data
 from llm_jax.report.drawings import charts
-from llm_jax.report.export import named_tables, replace, save
 from llm_jax.report.frontier import frontier
 from llm_jax.report.headline import headline
 from llm_jax.report.language import answers, next_token
@@ -22,6 +21,7 @@ from llm_jax.report.load import Run, load
 from llm_jax.report.markup import Html, dig, el, esc, join, slug
 from llm_jax.report.policies import policies
 from llm_jax.report.reward import reward
+from llm_jax.report.tables import named_tables, replace, save
 from llm_jax.report.training import training
 
 LIMIT = 1_900_000  # Bytes of the finished page.

@@ -46,8 +46,8 @@ _MEANINGS = {
   "free.",
   "calibration_error": "Expected calibration error: how far the model's probabilities lie from "
   "the shares that are right, in 10 bins. 0 is honest.",
-  "length_correlation": "Pearson correlation of the margin with how many tokens longer the chosen "
-  "answer is. Near 1, the model rewards length.",
+  "length_correlation": "Correlation (Pearson's) of the margin with how many tokens longer the "
+  "chosen answer is. Near 1, the model rewards length.",
   # The DPO family: objectives.logratio_pairs, losses/labelled.py.
   "rewards/chosen": "Implicit reward of chosen answers: log-ratio of policy to reference as the "
   "loss sees it, in nats, not multiplied by beta.",
@@ -128,7 +128,10 @@ def explain(name: str) -> str:
   if own or not name.startswith(HELD_OUT):
     return own
   found = _meaning(name.removeprefix(HELD_OUT))
-  return f"On held-out data: {found[0].lower()}{found[1:]}" if found else ""
+  if not found:
+    return ""
+  first = found[0] if found[1].isupper() else found[0].lower()  # "KL" stays as it is.
+  return f"On held-out data: {first}{found[1:]}"
 
 
 def _meaning(name: str) -> str:

@@ -250,11 +250,11 @@ def _ppo(f: float, noise: float, i: int) -> dict:
 ROWS = {"pretrain": _pretrain, "sft": _sft, "reward": _rm, "dpo": _dpo, "ppo": _ppo}
 
 
-def write_run(workdir: Path, steps: int = 60) -> Path:
+def write_run(workdir: Path, steps: int = 60, seed: int = 0) -> Path:
   """Writes a complete run."""
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "summary.json").write_text(json.dumps(summary()))
-  config = {"seed": 0, "dpo": {"loss": "logistic(beta=0.1)"}, "ppo": {"kl_estimator": "k1"}}
+  config = {"seed": seed, "dpo": {"loss": "logistic(beta=0.1)"}, "ppo": {"kl_estimator": "k1"}}
   (workdir / "config.json").write_text(json.dumps(config))
   for stage in ROWS:
     (workdir / stage).mkdir(exist_ok=True)
@@ -267,3 +267,9 @@ def write_run(workdir: Path, steps: int = 60) -> Path:
 def workdir(tmp_path: Path) -> Path:
   """A complete run in a folder of its own."""
   return write_run(tmp_path / "quickstart")
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+  """Another run of the same name, shorter, in another folder."""
+  return write_run(tmp_path / "other" / "quickstart", steps=40, seed=1)

@@ -27,6 +27,11 @@ LEAD = (
   "the versions below are what a second run needs to give the same figures on the same machine."
 )
 
+SINGLE_LEAD = (
+  "The command, the seed and the versions that a second run needs to give the same figures on the "
+  "same machine."
+)
+
 COLORS = {
   "prepare": "documents",
   "pretrain": "base",
@@ -41,6 +46,8 @@ COLORS = {
 
 def cost(run: Run) -> Html:
   """Returns the section on time, versions, seed, config and command."""
+  if run.single:
+    return section("cost", "To run it again", SINGLE_LEAD, _again(run))
   body = [_time(run.summary), el("h3", "To run it again"), _again(run)]
   return section("cost", "Time and provenance", LEAD, *body)
 

@@ -22,6 +22,11 @@ LEAD = (
   "answer, is left out). If the learned reward climbs and the gold score does not follow, the "
   "policy has found a weakness of the reward model. "
 )
+SINGLE_LEAD = (
+  "What the score cost in training, smoothed, from light to strong: against KL, up and to the left "
+  "is better. If the score climbs and the gold score does not follow, the policy has found a "
+  "weakness of what it is scored by. "
+)
 SMOOTH = 0.8  # Weight of the past in the smoothed path.
 
 
@@ -29,7 +34,7 @@ def frontier(run: Run) -> Html:
   """Returns the figures of reward, gold score and KL."""
   figures, absent = [], []
   for x, y, title, note in (
-    ("kl", "reward", "Learned reward for KL", "What PPO maximises."),
+    ("kl", "reward", "Learned reward for KL", "What is maximised."),
     ("kl", "gold", "Gold score for KL", "What it is meant to improve."),
     ("reward", "gold", "Gold against learned reward", "Up and to the right is real progress."),
   ):
@@ -39,10 +44,10 @@ def frontier(run: Run) -> Html:
     else:
       figures.append(drawn)
   body = [el("div", *figures, cls="stills three") if figures else ""]
-  if absent:
+  if absent and not run.single:
     names = "policies.*.{kl,reward,gold}", "ppo/metrics.jsonl: objective/{kl,raw_scores}, gold/mean"
     body += [el("p", f"Not drawn: {'; '.join(absent)}.", cls="note"), missing(*names)]
-  lead = join((LEAD, summary_of_kl(run)))
+  lead = join((SINGLE_LEAD if run.single else LEAD, summary_of_kl(run)))
   return section("frontier", "Reward, gold score and KL", lead, *body)
 
 
@@ -55,6 +60,12 @@ AXES = {
 }
 
 
+def _metrics(run: Run) -> dict[str, str]:
+  # A stage alone has no other policies beside it: its scores need not be in their unit.
+  alone = run.single and "objective/raw_scores" not in run.curves[run.single].series
+  return METRICS | ({"reward": "objective/scores"} if alone else {})
+
+
 def _draw(run: Run, x: str, y: str, title: str, note: str) -> Html | None:
   trail = _trail(run, x, y)
   ends = _ends(run, x, y)
@@ -62,7 +73,8 @@ def _draw(run: Run, x: str, y: str, title: str, note: str) -> Html | None:
     return None
   smooth = _smoothed(trail)
   every = [(p.x + i * p.dx, p.y + i * p.dy) for p in ends for i in (-1, 1)] + smooth
-  axes = Axes(span([a for a, _ in every]), span([b for _, b in every]), AXES[x], AXES[y])
+  names = AXES | ({"reward": "score"} if _metrics(run) != METRICS else {})
+  axes = Axes(span([a for a, _ in every]), span([b for _, b in every]), names[x], names[y])
   marks: list[Html] = []
   last = max(1, len(smooth) - 1)
   for i in range(len(smooth) - 1):
@@ -75,11 +87,11 @@ def _draw(run: Run, x: str, y: str, title: str, note: str) -> Html | None:
 
 
 def _trail(run: Run, x: str, y: str) -> list[tuple[float, float]]:
-  """The rows of PPO that have both numbers."""
-  curves = run.curves.get("ppo")
+  """The rows of PPO, or of the stage alone, that have both numbers."""
+  curves = run.curves.get(run.single or "ppo")
   if curves is None:
     return []
-  columns = (curves.series.get(METRICS[name], []) for name in (x, y))
+  columns = (curves.series.get(_metrics(run)[name], []) for name in (x, y))
   return [(a, b) for a, b in zip(*columns, strict=False) if a is not None and b is not None]
 
 

@@ -112,8 +112,7 @@ def render(run: Run) -> str:
   if run.single:
     paid = "objective/kl" in run.curves[run.single].series
     sections = [curves, *([frontier(run)] if paid else []), cost(run)]
-    there = ("training", "frontier", "cost") if paid else ("training", "cost")
-    links = [link for link in LINKS if link[0] in there]
+    links = [("training", "Training"), *[("frontier", "Reward and KL")] * paid, ("cost", "Again")]
   return page(run.workdir.resolve().name, _facts(run), links, sections, payload, SCRIPTS)
 
 

@@ -20,6 +20,13 @@ ESTIMATORS = {
   "abs": "abs: the absolute log-ratio of policy to SFT model on each token, summed over the answer",
 }
 
+_ON_TOKENS = {
+  "k1": "the log-ratio",
+  "k2": "half the squared log-ratio",
+  "k3": "exp(−k1) − 1 + k1",
+  "abs": "the absolute log-ratio",
+}
+
 
 @dataclasses.dataclass
 class Panel:
@@ -114,8 +121,7 @@ def penalty_note(run: Run, stage: str) -> str:
   for field, (place, weight) in kinds.items():
     name = settings.get(field)
     if name in ESTIMATORS and settings.get(weight) != 0:
-      meaning = "k1 too" if name == "k1" else ESTIMATORS[name]
-      said.append(f"In the {place} it is {meaning}.")
+      said.append(f"In the {place} it is {_ON_TOKENS[name]} ({name}) of each token.")
   return " ".join(said)
 
 

@@ -1,11 +1,14 @@
 """A made-up run with the shape of a real one. Its numbers are test data and mean nothing."""
 
+import dataclasses
 import json
 import math
 import random
 from pathlib import Path
 
 import pytest
+
+from llm_jax import config
 
 PYDOC = (
   "itertools.chain(*iterables) returns a chain object whose .__next__() method returns elements "
@@ -254,8 +257,8 @@ def write_run(workdir: Path, steps: int = 60, seed: int = 0) -> Path:
   """Writes a complete run."""
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "summary.json").write_text(json.dumps(summary()))
-  config = {"seed": seed, "dpo": {"loss": "logistic(beta=0.1)"}, "ppo": {"kl_estimator": "k1"}}
-  (workdir / "config.json").write_text(json.dumps(config))
+  settings = {"seed": seed, "dpo": {"loss": "logistic(beta=0.1)"}, "ppo": {"kl_estimator": "k1"}}
+  (workdir / "config.json").write_text(json.dumps(settings))
   for stage in ROWS:
     (workdir / stage).mkdir(exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in metrics(stage, steps))
@@ -273,3 +276,17 @@ def workdir(tmp_path: Path) -> Path:
 def second(tmp_path: Path) -> Path:
   """Another run of the same name, shorter, in another folder."""
   return write_run(tmp_path / "other" / "quickstart", steps=40, seed=1)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+  """The workdir of PPO that ran alone, with a config of this version."""
+  alone = tmp_path / "my_run"
+  alone.mkdir()
+  rows = "".join(json.dumps(row) + "\n" for row in metrics("ppo"))
+  (alone / "metrics.jsonl").write_text(rows)
+  cfg = config.Ppo(steps=600, kl_estimator="k3", seed=5)
+  (alone / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+  launch = {"command": ["/somewhere/experiments/ppo.py", "--workdir=a b"], "versions": {"jax": "1"}}
+  (alone / "info.json").write_text(json.dumps([launch]))
+  return alone

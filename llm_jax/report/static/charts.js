@@ -170,7 +170,7 @@
       if (panel.zero) low = Math.min(low, 0);
       const size = Math.max(Math.abs(low), Math.abs(high));
       // A constant is a flat line in the middle, not its rounding errors.
-      const flat = high - low < 1e-6 * size;
+      const flat = high - low <= 1e-6 * size;
       const pad = flat ? size * 0.5 || 1 : (high - low) * 0.06;
       // A quantity that is never negative keeps its natural floor.
       const floor = low >= 0 && low - pad < 0 ? 0 : low - pad;

@@ -46,11 +46,15 @@ globalThis.report = (() => {
     return `${+(value / 3600).toPrecision(digits)} h`;
   }
 
-  // The labels of an axis, with as many digits as tell its ticks apart.
+  // The labels of an axis, with as many digits as tell its ticks, and tell them apart.
   function labels(values, show) {
+    const off = (value, digits) => Math.abs(+value.toPrecision(digits) - value) > 1e-9 * Math.abs(value);
     for (let digits = 3; ; digits++) {
       const found = values.map((value) => (value === null ? "" : show(value, digits)));
-      if (digits > 8 || new Set(found).size === found.length) return found;
+      const apart = new Set(found).size === found.length;
+      // A minute is no power of ten: no number of digits is enough.
+      const told = show === clock || !values.some((value) => value !== null && off(value, digits));
+      if (digits > 6 || (apart && told)) return found;
     }
   }
 

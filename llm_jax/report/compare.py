@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.errors import UserError
-from llm_jax.report.load import FAMILIES, Run, load
+from llm_jax.report.load import Run, load
 from llm_jax.report.markup import (
   DASH,
   Html,
@@ -23,9 +23,8 @@ from llm_jax.report.markup import (
   section,
   table,
 )
-from llm_jax.report.overlay import COLORS, curves, frontier
+from llm_jax.report.overlay import COLORS, curves, frontier, groups
 from llm_jax.report.page import DRAWING, files, page, write
-from llm_jax.report.training import STAGES
 from llm_jax.stages.glossary import explain
 
 MOST = 2 * len(COLORS)  # Runs: each colour once as a full line and once dashed.
@@ -154,7 +153,7 @@ def names(workdirs: Sequence[Path | str]) -> list[str]:
 
 def differences(runs: dict[str, Run]) -> Html:
   """Returns the section on the fields of config.json that are not the same in all runs."""
-  flat = {name: flattened(settings(run)) for name, run in runs.items()}
+  flat = {name: flattened(one) for name, one in settings(runs).items()}
   fields = list(dict.fromkeys(field for one in flat.values() for field in one))
   found = [field for field in fields if len({one.get(field, DASH) for one in flat.values()}) > 1]
   lead = "Fields of config.json that are not the same in all runs. "
@@ -168,16 +167,23 @@ def differences(runs: dict[str, Run]) -> Html:
     (el("code", field), *(clip(one.get(field, DASH), 200) for one in flat.values()))
     for field in found[:FIELDS]
   ]
-  parts.append(table(("Field", *map(_headed(runs), runs)), body, cls="fields"))
+  parts.append(table(("Field", *map(_headed(runs), runs)), body, cls="stack fields"))
   if len(found) > FIELDS:
     parts.append(el("p", f"{len(found) - FIELDS} more fields differ.", cls="note"))
   return section("differences", "What differs", lead, *parts)
 
 
-def settings(run: Run) -> dict[str, Any]:
-  """Returns the config of a run; that of one stage is put below the stage's name."""
-  found = run.config or {}
-  return {run.single: found} if run.single else found
+def settings(runs: dict[str, Run]) -> dict[str, dict[str, Any]]:
+  """Returns the config of each run, so that the same field has the same place in all.
+
+  Beside whole runs, that of a stage alone is put below the stage's name.
+  """
+  if all(run.single for run in runs.values()):
+    return {name: {"stage": run.single} | (run.config or {}) for name, run in runs.items()}
+  return {
+    name: {run.single: run.config or {}} if run.single else run.config or {}
+    for name, run in runs.items()
+  }
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -187,7 +193,7 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     if isinstance(value, dict) and value:
       found |= flattened(value, f"{prefix}{name}.")
     else:
-      found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+      found[f"{prefix}{name}"] = value if value and isinstance(value, str) else json.dumps(value)
   return found
 
 
@@ -205,19 +211,11 @@ def figures(runs: dict[str, Run]) -> Html:
   ]
   whole.append(_row("Checks that pass", "higher", [_passed(run) for run in runs.values()], count))
   body = [line for line in whole if line]
-  parts = [el("h3", "Whole runs"), table(head, body, cls="figures")] if body else []
-  for stage in stages(runs):
-    lines = _stage(runs, stage)
-    if lines:
-      parts += [el("h3", STAGES.get(stage, (stage,))[0]), table(head, lines, cls="figures")]
+  parts = [el("h3", "Whole runs"), table(head, body, cls="stack figures")] if body else []
+  for title, there in groups(runs)[0].items():
+    lines = _group(runs, there)
+    parts += [el("h3", title), table(head, lines, cls="stack figures")] if lines else []
   return section("figures", "Key figures", lead, *parts)
-
-
-def stages(runs: dict[str, Run]) -> list[str]:
-  """Returns the stages of all runs, in the order of a pipeline."""
-  found = {stage for run in runs.values() for stage in run.curves}
-  order = list(FAMILIES)
-  return sorted(found, key=lambda s: (order.index(s) if s in order else len(order), s))
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:
@@ -245,23 +243,25 @@ def _headed(runs: dict[str, Run]) -> Callable[[str], Html]:
   return headed
 
 
-def _stage(runs: dict[str, Run], stage: str) -> list[tuple]:
+def _group(runs: dict[str, Run], there: dict[str, str]) -> list[tuple]:
   lines = []
+  told = [runs[name].settings.get(stage, {}) for name, stage in there.items()]
   for metric, better in BETTER.items():
-    values = [_value(run, stage, metric) for run in runs.values()]
-    told = [run.settings.get(stage, {}) for run in runs.values() if stage in run.curves]
+    values = [_value(run, there.get(name), metric) for name, run in runs.items()]
     apart = [f for f in UNITS.get(metric, ()) if len({str(one.get(f)) for one in told}) > 1]
     why = f"{' and '.join(apart)} differ{'s' * (len(apart) == 1)}" if apart and better else ""
     show = percent if any(word in metric for word in SHARES) else real
-    label = join((el("span", metric), el("small", explain(metric))))
+    label = el("span", metric, el("small", explain(metric)))
     lines.append(_row(label, "" if why else better, values, show, why))
-  last = [run.curves[stage].times[-1] if stage in run.curves else None for run in runs.values()]
+  last = [
+    run.curves[there[name]].times[-1] if name in there else None for name, run in runs.items()
+  ]
   lines.append(_row("Time from the first row to the last", "lower", last, seconds))
   return [line for line in lines if line]
 
 
-def _value(run: Run, stage: str, metric: str) -> float | None:
-  curves = run.curves.get(stage)
+def _value(run: Run, stage: str | None, metric: str) -> float | None:
+  curves = run.curves.get(stage or "")
   if curves is None:
     return None
   found = [x for x in curves.series.get(metric, []) if x is not None]
@@ -283,7 +283,7 @@ def _row(
   for value in values:
     text = show(value)
     if value is not None and value == best:
-      text = join((el("b", text, data_value=f"{value:.10g}"), el("small", "best")))
+      text = el("span", el("b", text, data_value=f"{value:.10g}"), el("small", "best"))
     cells.append(text)
   direction = el("small", f"not comparable: {why}") if why else better
   return (label, direction, *cells)

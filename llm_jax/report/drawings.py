@@ -63,7 +63,8 @@ def curve(panel: dict[str, Any], stages: dict[str, Any], colors: dict[str, str])
     x = axes.px(stages[panel["stage"]]["x"][mark["at"]])
     top = figures.TOP + 8
     tip = el("title", mark["label"])
-    marks.append(el("text", tip, "▼", x=f"{x:.1f}", y=top, style=f"fill:{colors['bad']}"))
+    look = {"style": f"fill:{colors['bad']}", "text_anchor": "middle"}
+    marks.append(el("text", tip, "▼", x=f"{x:.1f}", y=top, **look))
   note = " · ".join(filter(None, (panel.get("about", panel["stage"]), panel["hint"])))
   return sheet.chart(axes, marks, panel["title"] + unit, note, legend)
 

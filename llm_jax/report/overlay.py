@@ -10,6 +10,7 @@ from llm_jax.report.training import STAGES, columns, controls, place
 from llm_jax.stages.glossary import HELD_OUT, explain
 
 COLORS = ("sft", "dpo", "ppo", "reward", "tokens", "base", "documents", "bad")
+ONLINE = ("ppo", "grpo", "online_dpo")
 OTHERS = 40  # Charts of metrics without a place of their own, per stage.
 SMOOTH = 0.8  # Weight of the past in the paths of reward and KL.
 
@@ -26,21 +27,40 @@ FRONTIER_LEAD = (
 )
 
 
+def groups(runs: dict[str, Run]) -> tuple[dict[str, dict[str, str]], list[str]]:
+  """What is compared: title -> {run: its stage}, and (as "stage (run)") what only one run has.
+
+  Stages of the same name are compared, and of online methods those that have no such twin.
+  """
+  order = list(FAMILIES)
+  stages = {stage for run in runs.values() for stage in run.curves}
+  found, alone, online = {}, [], {}
+  for stage in sorted(stages, key=lambda s: (order.index(s) if s in order else len(order), s)):
+    there = {name: stage for name, run in runs.items() if stage in run.curves}
+    if len(there) > 1:
+      found[STAGES.get(stage, (stage,))[0]] = there
+      continue
+    (name,) = there
+    if runs[name].family(stage) in ONLINE:
+      online.setdefault(name, stage)
+    if online.get(name) != stage:
+      alone.append(f"{stage} ({name})")
+  if len(online) > 1:
+    return found | {
+      "Online methods": {name: online[name] for name in runs if name in online}
+    }, alone
+  return found, alone + [f"{stage} ({name})" for name, stage in online.items()]
+
+
 def curves(runs: dict[str, Run]) -> tuple[Html, dict[str, Any]]:
   """Returns the section of overlaid curves, and the data that the page's script draws."""
   payload: dict[str, Any] = {"stages": {}, "panels": []}
-  order = list(FAMILIES)
-  found = {stage for run in runs.values() for stage in run.curves}
-  stages = sorted(found, key=lambda s: (order.index(s) if s in order else len(order), s))
-  body, alone = [], []
-  for stage in stages:
-    there = {name: run for name, run in runs.items() if stage in run.curves}
-    if len(there) < 2:
-      alone.append(f"{stage} ({next(iter(there))})")
-      continue
-    for name, run in there.items():
-      payload["stages"][_key(runs, name, stage)] = columns(run, stage)
-    body.append(_stage(runs, there, stage, payload["panels"]))
+  found, alone = groups(runs)
+  body = []
+  for title, there in found.items():
+    for name, stage in there.items():
+      payload["stages"][_key(runs, name, stage)] = columns(runs[name], stage)
+    body.append(_group(runs, title, there, payload["panels"]))
   if body:
     body.insert(0, controls(payload["stages"].values()))
   if alone:
@@ -92,33 +112,37 @@ def _key(runs: dict[str, Run], name: str, stage: str) -> str:
   return f"{list(runs).index(name)}/{stage}"
 
 
-def _stage(
-  runs: dict[str, Run], there: dict[str, Run], stage: str, drawn: list[dict[str, Any]]
+def _group(
+  runs: dict[str, Run], title: str, there: dict[str, str], drawn: list[dict[str, Any]]
 ) -> Html:
-  first, later = _metrics(there, stage)
+  first, later = _metrics(runs, there)
   boxes = [
-    [place(_spec(runs, there, stage, metric, panel), drawn) for metric, panel in part.items()]
+    [place(_spec(runs, there, metric, panel), drawn) for metric, panel in part.items()]
     for part in (first, later)
   ]
-  names = ", ".join(there) if len(there) < len(runs) else "all runs"
-  title, _ = STAGES.get(stage, (stage, ""))
-  parts = [el("h3", title, el("small", names)), el("div", *boxes[0], cls="panels")]
+  which = ", ".join(there) if len(there) < len(runs) else "all runs"
+  parts = [el("h3", title, el("small", which)), el("div", *boxes[0], cls="panels")]
   if boxes[1]:
     more = el("div", *boxes[1], cls="panels")
     parts.append(details(f"More charts ({len(boxes[1])})", more, cls="more"))
   return el("div", *parts, cls="stage")
 
 
-def _metrics(there: dict[str, Run], stage: str) -> tuple[dict[str, Panel], dict[str, Panel]]:
+def _metrics(
+  runs: dict[str, Run], there: dict[str, str]
+) -> tuple[dict[str, Panel], dict[str, Panel]]:
   """What is drawn, one metric a chart: metric -> its look; and what opens on demand."""
-  known = {name: None for run in there.values() for name in run.curves[stage].series}
+  series = [runs[name].curves[stage].series for name, stage in there.items()]
+  known = {metric: None for one in series for metric in one}
+  if len({*there.values()}) > 1:  # Of different methods only what both log is of interest.
+    known = {metric: None for metric in known if sum(metric in one for one in series) > 1}
   parts: tuple[dict[str, Panel], dict[str, Panel]] = ({}, {})
-  for run in there.values():
-    for part, found in zip(parts, panels(run, stage), strict=True):
+  for name, stage in there.items():
+    for part, found in zip(parts, panels(runs[name], stage), strict=True):
       for panel in found:
         _split(panel, known, part)
   # A figure that was measured once is no curve: it is in the table.
-  once = [name for name in parts[0] if all(_points(run, stage, name) < 2 for run in there.values())]
+  once = [name for name in parts[0] if all(_points(one, name) < 2 for one in series)]
   parts[1].update({name: parts[0].pop(name) for name in once})
   placed = {*parts[0], *parts[1]}
   rest = [name for name in known if name not in placed]
@@ -126,8 +150,8 @@ def _metrics(there: dict[str, Run], stage: str) -> tuple[dict[str, Panel], dict[
   return parts
 
 
-def _points(run: Run, stage: str, metric: str) -> int:
-  return sum(x is not None for x in run.curves[stage].series.get(metric, []))
+def _points(series: dict[str, list[float | None]], metric: str) -> int:
+  return sum(x is not None for x in series.get(metric, []))
 
 
 def _split(panel: Panel, known: dict[str, None], part: dict[str, Panel]) -> None:
@@ -146,12 +170,10 @@ def _split(panel: Panel, known: dict[str, None], part: dict[str, Panel]) -> None
       other.hint = other.hint if other.hint == panel.hint else ""
 
 
-def _spec(
-  runs: dict[str, Run], there: dict[str, Run], stage: str, metric: str, panel: Panel
-) -> dict[str, Any]:
+def _spec(runs: dict[str, Run], there: dict[str, str], metric: str, panel: Panel) -> dict[str, Any]:
   series = []
-  for name, run in there.items():
-    if metric not in run.curves[stage].series:
+  for name, stage in there.items():
+    if metric not in runs[name].curves[stage].series:
       continue
     color, dash = _look(runs, name)
     held = metric.startswith(HELD_OUT)
@@ -159,7 +181,7 @@ def _spec(
     series.append(one | {"from": _key(runs, name, stage)} | ({"dash": True} if dash else {}))
   return {
     "stage": series[0]["from"],
-    "about": stage,
+    "about": " and ".join(dict.fromkeys(there.values())),
     "title": panel.title,
     "hint": panel.hint,
     "unit": panel.unit,

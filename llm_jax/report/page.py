@@ -112,7 +112,11 @@ def render(run: Run) -> str:
   if run.single:
     paid = "objective/kl" in run.curves[run.single].series
     sections = [curves, *([frontier(run)] if paid else []), cost(run)]
-    links = [("training", "Training"), *[("frontier", "Reward and KL")] * paid, ("cost", "Again")]
+    links = [
+      ("training", "Training"),
+      *[("frontier", "Reward and KL")] * paid,
+      ("cost", "To run it again"),
+    ]
   return page(run.workdir.resolve().name, _facts(run), links, sections, payload, SCRIPTS)
 
 

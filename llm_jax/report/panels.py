@@ -8,8 +8,9 @@ from llm_jax.report.load import Run
 from llm_jax.report.markup import dig, number
 from llm_jax.train.curves import Curves
 
-SPIKE = 6.0  # Standard deviations above what came before (OLMo's stability monitor).
-WINDOW, LEAST = 128, 16  # Points that a spike is measured by: at most and at least.
+SPIKE = 6.0  # Standard deviations above what came before, as OLMo's stability monitor has it.
+# Points that a spike is measured by, at most and at least: in more, a falling loss looks spread.
+WINDOW, LEAST = 32, 16
 
 ESTIMATORS = {
   "k1": "k1: the log-ratio of policy to SFT model on sampled tokens, summed over the answer; "
@@ -313,7 +314,7 @@ def _common(run: Run, stage: str) -> list[Panel]:
           zero=True, marked=True),
     Panel("Parameter norm", {"param_norm": ("all trained", "stage")}),
     Panel("Throughput", {"time/tokens_per_second": ("tokens/s", "stage")}, zero=True),
-    Panel("Skipped updates", {"skipped": ("share", "stage")}, "percent", zero=True),
+    Panel("Skipped updates", {"skipped": ("share", "stage")}, "percent", zero=True, exact=True),
   ]  # fmt: skip
 
 

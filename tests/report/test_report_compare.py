@@ -1,12 +1,14 @@
 """The page that compares runs."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+from llm_jax import config
 from llm_jax.errors import UserError
-from llm_jax.report import compare, load
+from llm_jax.report import compare, load, tables
 from llm_jax.report.markup import Html
 from llm_jax.report.page import DRAWING, LIMIT
 from tests.report.test_report_page import HOSTILE, Tags
@@ -51,9 +53,9 @@ def test_the_best_is_marked_where_a_direction_is_known():
 
 
 def test_losses_of_two_kinds_are_not_ranked(workdir, second):
-  config = json.loads((second / "config.json").read_text())
-  config["dpo"]["loss"] = "ipo(beta=0.2)"
-  (second / "config.json").write_text(json.dumps(config))
+  settings = json.loads((second / "config.json").read_text())
+  settings["dpo"]["loss"] = "ipo(beta=0.2)"
+  (second / "config.json").write_text(json.dumps(settings))
   text = compare.render([workdir, second])
   assert text.count("not comparable: loss differs") == 1  # DPO logs no held-out loss here.
 
@@ -78,6 +80,20 @@ def test_a_stage_can_be_compared_with_that_of_a_whole_run(workdir, tmp_path):
   assert {panel["about"] for panel in payload(text)["panels"]} == {"dpo"}
   assert "Only in one run, and not drawn: pretrain (quickstart)" in "".join(Tags(text).text)
   assert "ipo(beta=0.1)" in text
+
+
+def test_stages_alone_are_compared_field_by_field_and_online_methods_with_each_other(
+  workdir, stage, tmp_path
+):
+  other = tmp_path / "grpo"
+  shutil.copytree(workdir / "ppo", other)
+  (other / "config.json").write_text(json.dumps(dataclasses.asdict(config.Grpo(steps=600))))
+  text = compare.render([stage, other])
+  rows = tables.tables(text)["differences"]
+  assert rows[1] == ["stage", "ppo", "grpo"] and ["seed", "5", "0"] in rows
+  assert not [row for row in rows if row[0] == "steps"]
+  assert {panel["about"] for panel in payload(text)["panels"]} == {"ppo and grpo"}
+  assert "Online methods" in text and "not comparable: score and reward differ" in text
 
 
 def test_paths_of_reward_and_kl_need_two_runs(workdir, second):

@@ -174,8 +174,8 @@
       const pad = flat ? size * 0.5 || 1 : (high - low) * 0.06;
       // A quantity that is never negative keeps its natural floor.
       const floor = low >= 0 && low - pad < 0 ? 0 : low - pad;
-      const ceiling = panel.unit === "percent" && high <= 1 ? Math.min(high + pad, 1.02) : high + pad;
-      return [floor, ceiling];
+      const full = panel.unit === "percent" && high <= 1;
+      return [floor, full ? Math.min(high + pad, 1.02) : high + pad];
     };
   }
 

@@ -37,7 +37,8 @@ globalThis.report = (() => {
   }
 
   function percent(value, digits = 3) {
-    return value === null || value === undefined ? "–" : `${+(100 * value).toPrecision(digits)} %`;
+    if (value === null || value === undefined) return "–";
+    return `${+(100 * value).toPrecision(digits)} %`.replace(/-/g, "−");
   }
 
   function clock(value, digits = 3) {
@@ -48,7 +49,8 @@ globalThis.report = (() => {
 
   // The labels of an axis, with as many digits as tell its ticks, and tell them apart.
   function labels(values, show) {
-    const off = (value, digits) => Math.abs(+value.toPrecision(digits) - value) > 1e-9 * Math.abs(value);
+    const off = (value, digits) =>
+      Math.abs(+value.toPrecision(digits) - value) > 1e-9 * Math.abs(value);
     for (let digits = 3; ; digits++) {
       const found = values.map((value) => (value === null ? "" : show(value, digits)));
       const apart = new Set(found).size === found.length;

@@ -20,7 +20,7 @@
   const words = (text, x, y, more = {}) =>
     tag("text", { x, y, fill: color("soft"), "font-size": 12, ...more }, escaped(text));
 
-  // Breaks a text where a line of `width` pixels is full; letters are taken as half as wide as high.
+  // Breaks a text where a line of `width` pixels is full; a letter is half as wide as high.
   function wrapped(text, width, size = 12) {
     const most = Math.floor(width / (size * 0.52));
     const lines = [""];
@@ -34,7 +34,8 @@
 
   // Title, lines of notes and entries of a legend; returns them, and how much height they take.
   function heading(width, left, title, notes, entries) {
-    const parts = [words(title, left, 26, { fill: color("ink"), "font-size": 15, "font-weight": 600 })];
+    const bold = { fill: color("ink"), "font-size": 15, "font-weight": 600 };
+    const parts = [words(title, left, 26, bold)];
     let y = 44;
     for (const note of notes.flatMap((text) => wrapped(text, width - left - 16))) {
       parts.push(words(note, left, y));
@@ -45,12 +46,10 @@
     for (const entry of entries) {
       const wide = 34 + entry.label.length * 6.6;
       if (x > left && x + wide > width - 12) [x, y] = [left, y + 18];
-      const look = { stroke: entry.color, "stroke-width": 2.5 };
-      if (entry.dots) parts.push(tag("circle", { cx: x + 8, cy: y - 4, r: 3.5, fill: entry.color }));
-      else {
-        look["stroke-dasharray"] = entry.dash?.join(" ");
-        parts.push(tag("line", { x1: x, x2: x + 16, y1: y - 4, y2: y - 4, ...look }));
-      }
+      const look = { stroke: entry.color, "stroke-dasharray": entry.dash?.join(" ") };
+      const line = { x1: x, x2: x + 16, y1: y - 4, y2: y - 4, "stroke-width": 2.5, ...look };
+      const dot = { cx: x + 8, cy: y - 4, r: 3.5, fill: entry.color };
+      parts.push(entry.dots ? tag("circle", dot) : tag("line", line));
       parts.push(words(entry.label, x + 22, y));
       x += wide;
     }
@@ -100,9 +99,10 @@
       const dash = layer.dash ? layer.dash.join(" ") : null;
       const look = { fill: "none", stroke, "stroke-width": layer.width, "stroke-dasharray": dash };
       const path = { points: points.map((point) => point.join(",")).join(" ") };
-      const round = { "stroke-linejoin": "round", "clip-path": "url(#plot)" };
-      const drawn = [tag("polyline", { ...path, ...look, ...round })];
-      if (layer.dots) drawn.push(...points.map(([cx, cy]) => tag("circle", { cx, cy, r: 2.5, fill: stroke })));
+      const drawn = [tag("polyline", { ...path, ...look, "stroke-linejoin": "round" })];
+      if (layer.dots) {
+        drawn.push(...points.map(([cx, cy]) => tag("circle", { cx, cy, r: 2.5, fill: stroke })));
+      }
       return drawn;
     });
   }
@@ -115,13 +115,14 @@
       const look = { stroke: color("soft"), "stroke-dasharray": "4 3" };
       parts.push(tag("line", { x1: box.left, x2: box.right, y1: y, y2: y, ...look }));
       const below = y - box.top < 16 ? 14 : -5;
-      parts.push(words(line.label, box.right - 4, y + below, { "text-anchor": "end", "font-size": 11 }));
+      const small = { "text-anchor": "end", "font-size": 11 };
+      parts.push(words(line.label, box.right - 4, y + below, small));
     }
     for (const mark of model.marks) {
       const x = scales.px(mark.x);
       if (x < box.left || x > box.right) continue;
-      const look = { fill: color("bad"), "text-anchor": "middle", "font-size": 10 };
-      parts.push(tag("text", { x, y: box.top + 9, ...look }, tag("title", {}, escaped(mark.label)), "▼"));
+      const look = { y: box.top + 9, fill: color("bad"), "text-anchor": "middle", "font-size": 10 };
+      parts.push(tag("text", { x, ...look }, tag("title", {}, escaped(mark.label)), "▼"));
     }
     return parts;
   }
@@ -149,10 +150,14 @@
       px: (v) => box.left + ((of(v) - of(x.min)) / wide) * (box.right - box.left),
       py: (v) => box.bottom - ((v - y.min) / (y.max - y.min)) * (box.bottom - box.top),
     };
-    const inside = { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top };
-    const clip = tag("defs", {}, tag("clipPath", { id: "plot" }, tag("rect", inside)));
-    const drawn = [...frame(box, scales, model), ...paths(model, scales), ...extras(model, box, scales)];
-    return sheet(WIDTH, HEIGHT, panel.title, clip, ...top.parts, ...drawn);
+    const size = { width: box.right - box.left, height: box.bottom - box.top };
+    const inside = tag("rect", { x: box.left, y: box.top, ...size });
+    // Pictures that are put into one document must not share an id.
+    const id = `inside-${figure.dataset.name}`;
+    const clip = tag("defs", {}, tag("clipPath", { id }, inside));
+    const lines = tag("g", { "clip-path": `url(#${id})` }, ...paths(model, scales));
+    const around = [...frame(box, scales, model), lines, ...extras(model, box, scales)];
+    return sheet(WIDTH, HEIGHT, panel.title, clip, ...top.parts, ...around);
   }
 
   const KEPT = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size",

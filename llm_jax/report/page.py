@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -87,8 +86,9 @@ def export(workdir: Path | str, directory: Path | str) -> list[Path]:
 
 def files(text: str, directory: Path | str) -> list[Path]:
   """Writes the tables and the charts of a page as files; returns their paths."""
-  found = re.search(r'<script type="application/json" id="payload">(.*?)</script>', text, re.S)
-  return save(directory, text, charts(json.loads(found[1]), text))
+  _, _, rest = text.partition('<script type="application/json" id="payload">')
+  payload, _, _ = rest.partition("</script>")
+  return save(directory, text, charts(json.loads(payload), text))
 
 
 def render(run: Run) -> str:

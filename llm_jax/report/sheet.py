@@ -90,7 +90,8 @@ def _whole(parts: Sequence[Html], width: float, height: float) -> str:
   size = {"viewBox": f"0 0 {width} {height}", "width": width}
   back = el("rect", width=width, height=height, cls="back")
   style = el("style", Html(_STYLE))
-  return str(el("svg", style, back, *parts, xmlns="http://www.w3.org/2000/svg", **size))
+  text = str(el("svg", style, back, *parts, xmlns="http://www.w3.org/2000/svg", **size))
+  return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # XML has no place for these.
 
 
 def _inside(axes: figures.Axes, marks: Sequence[Html], title: str, top: float) -> Html:

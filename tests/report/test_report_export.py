@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import xml.etree.ElementTree
 
 import pytest
@@ -60,6 +61,16 @@ def test_every_chart_of_a_page_is_a_file(workdir, tmp_path):
       root = xml.etree.ElementTree.fromstring(text)
       assert root.tag == f"{SVG}svg" and root.find(f"{SVG}rect") is not None
       assert "var(--" not in text and "color-mix" not in text and "href" not in text
+
+
+def test_a_hostile_metric_is_text_in_its_files(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(
+    "".join(json.dumps({"step": i, "</svg>\x01<script>&": i}) + "\n" for i in range(3))
+  )
+  (path,) = report.export(tmp_path, tmp_path / "files")
+  root = xml.etree.ElementTree.parse(path).getroot()
+  assert "</svg><script>&" in [text.text for text in root.iter(f"{SVG}text")]
+  assert not list(root.iter(f"{SVG}script")) and ".." not in path.name
 
 
 def test_a_file_of_measurements_has_what_the_summary_has(workdir, tmp_path):

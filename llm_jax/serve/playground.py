@@ -4,6 +4,7 @@ import asyncio
 import json
 import pathlib
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from importlib import resources
 from typing import Any, NamedTuple
@@ -62,6 +63,7 @@ def router(play: Playground) -> APIRouter:
   routes = APIRouter()
   _pages(routes)
   _run(routes, play)
+  _watch(routes, play)
   _data(routes, play)
   _models(routes, play)
   return routes
@@ -98,49 +100,10 @@ def _files(folder: Any, prefix: str) -> Iterable[tuple[str, Any]]:
 
 def _run(routes: APIRouter, play: Playground) -> None:
   """How far runs are, their curves and files."""
-  watching = threading.BoundedSemaphore(_STREAMS)
-
-  def state(run: str) -> dict[str, Any]:
-    root = play.workdirs.path(run)
-    return {
-      "run": run or play.workdirs.names[0],
-      "runs": play.workdirs.names,
-      "models": [{"name": n, "chat": n != "pretrain"} for n in play.models.names],
-      "max_new": play.models.max_new,
-      "judges": play.judges.names,
-      "stages": progress.pipeline(root),
-      "files": play.workdirs.files(run),
-      "changed": _changed(root),
-    }
 
   @routes.get("/api/run")
   def now(run: str = "") -> Response:
-    return _answered(lambda: state(run))
-
-  @routes.get("/api/events")
-  async def events(request: Request, run: str = "") -> Response:
-    if run not in ("", *play.workdirs.names):
-      return _refused(f"there is no run {ascii(run)}", 404)
-    if not watching.acquire(blocking=False):
-      return _refused(f"{_STREAMS} pages are watching already", 429)
-
-    async def stream() -> AsyncIterator[bytes]:
-      last, silent = "", 0
-      try:
-        while not await request.is_disconnected():
-          found = json.dumps(await asyncio.to_thread(state, run), ensure_ascii=False)
-          if found != last:
-            yield b"data: " + found.encode() + b"\n\n"
-            last, silent = found, 0
-          elif silent >= _BEAT:
-            yield b": still here\n\n"
-            silent = 0
-          silent += 1
-          await asyncio.sleep(_EVERY)
-      finally:
-        watching.release()
-
-    return StreamingResponse(stream(), media_type="text/event-stream")
+    return _answered(lambda: _state(play, run))
 
   @routes.get("/api/curves")
   def curved(run: str = "") -> Response:
@@ -168,6 +131,58 @@ def _run(routes: APIRouter, play: Playground) -> None:
     # A run wrote it: it may run its scripts, but as nobody's page, which can ask for nothing.
     alone = {"content-security-policy": "sandbox allow-scripts allow-downloads"}
     return FileResponse(path, media_type=_KINDS[path.suffix] + "; charset=utf-8", headers=alone)
+
+
+def _state(play: Playground, run: str) -> dict[str, Any]:
+  """All that the frame of the page shows.
+
+  Raises:
+    KeyError: if there is no such run.
+  """
+  root = play.workdirs.path(run)
+  return {
+    "run": run or play.workdirs.names[0],
+    "runs": play.workdirs.names,
+    "models": [{"name": n, "chat": n != "pretrain"} for n in play.models.names],
+    "max_new": play.models.max_new,
+    "judges": play.judges.names,
+    "stages": progress.pipeline(root),
+    "files": play.workdirs.files(run),
+    "changed": _changed(root),
+  }
+
+
+def _watch(routes: APIRouter, play: Playground) -> None:
+  """The state of a run whenever it changes, as server-sent events."""
+  watching: weakref.WeakSet[_Place] = weakref.WeakSet()
+
+  @routes.get("/api/events")
+  async def events(request: Request, run: str = "") -> Response:
+    if run not in ("", *play.workdirs.names):
+      return _refused(f"there is no run {ascii(run)}", 404)
+    if len(watching) >= _STREAMS:
+      return _refused(f"{_STREAMS} pages are watching already", 429)
+    place = _Place()
+    watching.add(place)
+
+    async def stream(_: _Place) -> AsyncIterator[bytes]:
+      last, silent = "", 0
+      while not await request.is_disconnected():
+        found = json.dumps(await asyncio.to_thread(_state, play, run), ensure_ascii=False)
+        if found != last:
+          yield b"data: " + found.encode() + b"\n\n"
+          last, silent = found, 0
+        elif silent >= _BEAT:
+          yield b": still here\n\n"
+          silent = 0
+        silent += 1
+        await asyncio.sleep(_EVERY)
+
+    return StreamingResponse(stream(place), media_type="text/event-stream")
+
+
+class _Place:
+  """Of a page that watches; free once its stream is gone, even if that never began."""
 
 
 def _changed(root: pathlib.Path) -> float:

@@ -17,19 +17,19 @@ class Curves:
   Attributes:
     steps: [N] the step of each point (of the last row, where rows were averaged).
     times: [N] seconds since the stage's first row.
-    begin: when that was, in seconds since 1970; None: no row says.
     series: name -> [N] values, None where a row lacks the name.
     rows: how many rows the file has.
     unreadable: how many lines were no JSON object, as the last one of a killed run may be.
     step_tokens: places of a step's batch, padding included; None where no row tells.
+    begin: when the first row was written, in seconds since 1970; None: no row says.
   """
 
   steps: list[float]
   times: list[float]
-  begin: float | None
   series: dict[str, list[float | None]]
   rows: int
   unreadable: int
+  begin: float | None = None
   step_tokens: float | None = None
 
 

@@ -127,6 +127,7 @@ def test_tokens_are_looked_at_appended_and_taken_back(tab):
   section.locator(".token").first.wait_for()
   section.get_by_label("Context").fill("What does count rows do?")
   section.get_by_label("Model").select_option("ppo")
+  tab.page.wait_for_timeout(500)  # Until the distribution is that of this model and this text.
   tail = section.locator(".tail .drawn, .tail .control")
   first = section.locator(".token").first
   word = first.locator("code").inner_text().replace("␣", " ")

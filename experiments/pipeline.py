@@ -14,6 +14,7 @@ def report(workdir: str) -> None:
 
   page = report.build(workdir)
   print(f"\nreport:  {pathlib.Path(page).resolve().as_uri()}")
+  print(f"play:    python -m tools.playground --workdir={workdir}")
   print(f"figures: {pathlib.Path(workdir) / 'summary.json'}", flush=True)
 
 

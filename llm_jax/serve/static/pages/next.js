@@ -30,7 +30,7 @@ class Page {
     this.error = h("p", { class: "error", role: "alert" });
     this.run = h("button", { type: "button", onclick: () => this.toggle() }, "Run");
     this.build(section);
-    const soon = debounced(() => this.ask());
+    const soon = debounced(() => this.ask(), 60);
     this.text.addEventListener("input", () => {
       this.appended = [];
       soon();

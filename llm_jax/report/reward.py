@@ -26,7 +26,10 @@ KINDS = {
   "cut_off": ("Cut off", "the true answer without its end"),
   "repetitive": ("Repetitive", "a part of the true answer, over and over"),
   "sft_sample": ("SFT sample", "what the SFT model said itself"),
+  "any_samples": ("Any two samples", "two answers of the SFT model, as they come"),
 }
+
+STILLS = ("reward.calibration", "reward.histogram", "reward.margins")
 
 LEAD = (
   "A pair holds the true answer and a worse one of a known kind; accuracy is the share in which "
@@ -38,14 +41,10 @@ LEAD = (
 def reward(run: Run) -> Html:
   """Returns the section on the reward model."""
   body = [_accuracy(run.summary)]
-  stills = [_calibration(run.summary), _scores(run.summary)]
+  stills = [_calibration(run.summary), _scores(run.summary), _margins(run.summary)]
   drawn = [still for still in stills if still is not None]
   body.append(el("div", *drawn, cls="stills") if drawn else "")
-  absent = [
-    path
-    for path, still in zip(("reward.calibration", "reward.histogram"), stills, strict=True)
-    if still is None
-  ]
+  absent = [path for path, still in zip(STILLS, stills, strict=True) if still is None]
   correlation = number(dig(run.summary, "reward.length_correlation"))
   if correlation is None:
     absent.append("reward.length_correlation")
@@ -110,21 +109,46 @@ def _calibration(summary: dict[str, Any]) -> Html | None:
 
 
 def _scores(summary: dict[str, Any]) -> Html | None:
-  found = {}
-  for key in ("edges", "chosen", "rejected"):
-    values = dig(summary, f"reward.histogram.{key}")
-    values = [number(v) for v in values] if isinstance(values, list) else []
-    found[key] = [] if None in values else values
-  edges, sides = found["edges"], {k: v for k, v in found.items() if k != "edges" and v}
-  rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
-  if len(edges) < 2 or not rising or not sides:
+  found = _counts(summary, "reward.histogram", ("rejected", "chosen"))
+  if found is None:
     return None
-  top = max(max(v) for v in sides.values())
-  axes = Axes((edges[0], edges[-1]), (0, top or 1), "score", "answers")
+  edges, sides = found
+  axes = Axes((edges[0], edges[-1]), (0, max(map(max, sides.values())) or 1), "score", "answers")
   colors = {"rejected": "muted", "chosen": "reward"}
-  layers = [histogram(axes, edges, sides[k], c) for k, c in colors.items() if k in sides]
+  layers = [histogram(axes, edges, counts, colors[name]) for name, counts in sides.items()]
   keys = [
     el("span", el("i", cls="dot", style=f"background:var(--{colors[k]})"), k, " ") for k in sides
   ]
   note = join((*keys, "The less the two overlap, the more pairs are told apart."))
   return figure(axes, *layers, title="Scores", note=note)
+
+
+def _margins(summary: dict[str, Any]) -> Html | None:
+  found = _counts(summary, "reward.margins", ("margin",))
+  if found is None:
+    return None
+  edges, counts = found[0], found[1]["margin"]
+  top = max(counts) or 1
+  axes = Axes((edges[0], edges[-1]), (0, top), "score of chosen − rejected", "pairs")
+  marks = [histogram(axes, edges, counts, "reward")]
+  if axes.x[0] < 0 < axes.x[1]:
+    marks.append(line(axes, (0, 0), axes.y, "var(--muted)", "dashed"))
+  note = "Left of the line the worse answer has the higher score. A second hill far on the right: "
+  note += "an easy kind of pair."
+  return figure(axes, *marks, title="Margins", note=note)
+
+
+def _counts(
+  summary: dict[str, Any], path: str, names: tuple[str, ...]
+) -> tuple[list[float], dict[str, list[float]]] | None:
+  """Edges and the counts of each name that has any; None where they make no histogram."""
+  found = {}
+  for key in ("edges", *names):
+    values = dig(summary, f"{path}.{key}")
+    values = [number(v) for v in values] if isinstance(values, list) else []
+    found[key] = [] if None in values else values
+  edges = found.pop("edges")
+  sides = {name: counts for name, counts in found.items() if counts}
+  rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+  fitting = all(len(counts) == len(edges) - 1 for counts in sides.values())
+  return (edges, sides) if len(edges) > 1 and rising and sides and fitting else None

@@ -213,8 +213,9 @@ class Bench:
     """Accuracy by kind, the shuffled-label control, calibration and scores on held-out pairs."""
     held_out = pairs.load(str(self.root / "preferences"), "validation")
     length = answers.PROMPT_TOKENS + self.cfg.sampling.max_new
-    margins = reward.margins_fn(heads.Scorer.from_config(self.judge.shape))
-    margin_N = margins(self.judge.params, self.tokenizer, held_out, length)
+    both = reward.scores_fn(heads.Scorer.from_config(self.judge.shape))
+    chosen_N, rejected_N = both(self.judge.params, self.tokenizer, held_out, length)
+    margin_N = chosen_N - rejected_N
     words_N = np.array(
       [len(p.chosen.text.split()) - len(p.rejected.text.split()) for p in held_out]
     )
@@ -222,15 +223,16 @@ class Bench:
     out = {
       "accuracy": reward.accuracies(held_out, margin_N),
       "calibration": calibration(margin_N),
+      "histogram": histogram(chosen=chosen_N, rejected=rejected_N),
+      "margins": histogram(margin=margin_N),
       "length_correlation": float(np.corrcoef(margin_N, words_N)[0, 1]) if spread > 0 else 0.0,
       "pairs": len(held_out),
     }
     control = self.root / "reward_shuffled"
     if (control / "model.json").exists():
       params = runs.load(str(control), "run", reward=True).params
-      out["shuffled"] = reward.accuracies(
-        held_out, margins(params, self.tokenizer, held_out, length)
-      )
+      chosen_N, rejected_N = both(params, self.tokenizer, held_out, length)
+      out["shuffled"] = reward.accuracies(held_out, chosen_N - rejected_N)
     return out
 
   def examples(self, drawn: dict[str, Drawn], golds: dict[str, np.ndarray], count: int = 24):
@@ -297,6 +299,13 @@ def calibration(margin_N: np.ndarray, bins: int = 8) -> list[dict[str, float]]:
     for b in range(bins)
     if (which_N == b).any()
   ]
+
+
+def histogram(bins: int = 32, **values_N: np.ndarray) -> dict[str, list[float]]:
+  """Counts in bins of one width over the range of all: {"edges": [bins + 1], name: [bins]}."""
+  edges = np.histogram_bin_edges(np.concatenate([*values_N.values()]), bins)
+  counts = {name: np.histogram(x_N, edges)[0].tolist() for name, x_N in values_N.items()}
+  return {"edges": edges.astype(float).round(6).tolist()} | counts
 
 
 def next_tokens(root: pathlib.Path, bench: Bench, count: int = 6) -> list[dict]:

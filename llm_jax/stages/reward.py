@@ -33,8 +33,8 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   apart = [pair.row for pair in held_out]
 
   def evaluate(params: Params) -> dict[str, float]:
-    margin_N = _margins(score, place.unreplicate(params), apart, cfg.length)
-    return measures(held_out, margin_N)
+    chosen_N, rejected_N = _scores(score, place.unreplicate(params), apart, cfg.length)
+    return measures(held_out, chosen_N - rejected_N)
 
   with training.fitting(cfg):
     objective = objectives.score_pairs(scores.scorer_apply(scorer), pair_loss, center=cfg.center)
@@ -72,21 +72,22 @@ def _batches(cfg: config.Reward, train: Sequence[Compared], rows: list[dict]) ->
   return stream
 
 
-def margins_fn(scorer: heads.Scorer) -> Callable[..., np.ndarray]:
-  """Returns (params, tokenizer, pairs, length) -> [N] score of chosen minus score of rejected."""
+def scores_fn(scorer: heads.Scorer) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+  """Returns (params, tokenizer, pairs, length) -> scores of the N chosen and the N rejected."""
   score = scores.reward_model(scorer)
 
-  def margins(params, tokenizer, held_out: Sequence[Pair], length: int) -> np.ndarray:
-    return _margins(score, params, pairs.encode(tokenizer, held_out, length), length)
+  def both(params, tokenizer, held_out: Sequence[Pair], length: int):
+    return _scores(score, params, pairs.encode(tokenizer, held_out, length), length)
 
-  return margins
+  return both
 
 
-def _margins(score: Callable, params: Params, rows: Sequence[dict], length: int) -> np.ndarray:
+def _scores(
+  score: Callable, params: Params, rows: Sequence[dict], length: int
+) -> tuple[np.ndarray, np.ndarray]:
   batch = batches.lm_batch([row[side] for side in pairs.SIDES for row in rows], length)
-  scores_2N = answers.in_rows(lambda part: score(params, part), batch)
-  chosen_N, rejected_N = np.split(scores_2N, 2)
-  return chosen_N - rejected_N
+  chosen_N, rejected_N = np.split(answers.in_rows(lambda part: score(params, part), batch), 2)
+  return chosen_N, rejected_N
 
 
 def measures(held_out: Sequence[Compared], margin_N: np.ndarray) -> dict[str, float]:

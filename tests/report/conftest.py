@@ -181,6 +181,7 @@ def _reward() -> dict:
       for p, n in bins
     ],
     "histogram": {"edges": edges, "chosen": bell(1.3), "rejected": bell(-1.4)},
+    "margins": {"edges": edges, "margin": bell(0.8)},
     "length_correlation": 0.18,
   }
 

@@ -8,6 +8,7 @@ import pytest
 from configs import agreement as recipe
 from llm_jax import config
 from llm_jax.errors import UserError
+from llm_jax.models import heads
 from llm_jax.stages import agreement, pairs, reward, runs
 from tests.stages.test_judge import failing_once, shorter
 from tests.stages.test_rejection import lines
@@ -100,9 +101,10 @@ def test_a_reward_model_has_the_margins_that_its_own_stage_measures(root, tmp_pa
              score=f"reward_model(run='{own}')")  # fmt: skip
   found = agreement.run(cfg, tmp_path)
   model = runs.load(str(own), "reward", reward=True)
-  margin_N = reward.margins_fn(agreement.rewards.heads.Scorer.from_config(model.shape))(
+  chosen_N, rejected_N = reward.scores_fn(heads.Scorer.from_config(model.shape))(
     model.params, runs.tokenizer(str(root / "prepare")), held_out, 96
   )
+  margin_N = chosen_N - rejected_N
   rows = lines(tmp_path / "verdicts.jsonl")
   np.testing.assert_allclose(sorted(row["margin"] for row in rows), sorted(margin_N), atol=1e-4)
   assert found["all"]["accuracy"] == pytest.approx(np.mean(margin_N > 0), abs=1e-6)

@@ -35,3 +35,9 @@ def test_calibration_of_honest_margins_is_the_diagonal():
   assert sum(row["n"] for row in rows) == 40_000
   for row in rows:
     assert abs(row["predicted"] - row["observed"]) < 0.03
+
+
+def test_a_histogram_counts_every_value_in_bins_of_one_width():
+  values = {"a": np.array([0.0, 1.0, 4.0]), "b": np.array([-1.0, 3.5])}
+  found = evaluate.histogram(bins=5, **values)
+  assert found == {"edges": [-1, 0, 1, 2, 3, 4], "a": [0, 1, 1, 0, 1], "b": [1, 0, 0, 0, 1]}

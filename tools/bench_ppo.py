@@ -171,7 +171,7 @@ class _Iteration:
     times = [time.perf_counter()]
     lap = lambda: times.append(time.perf_counter())  # noqa: E731
     params = self.place.unreplicate(self.state.whole)
-    batch = self._draw(params["policy"])
+    batch = self._draw(params)
     lap()
     batch |= jax.device_get(self.annotate(params, self.reference, self.place.rows(batch)))
     lap()
@@ -209,11 +209,15 @@ class _Iteration:
     rows = self.cfg.batch, self.prompts.shape[1] + self.new - 1
     return _temporaries(self.step, self.state, self.place, _blank(*rows, _ROLLOUT))
 
-  def _draw(self, policy: Params) -> Batch:
+  def _draw(self, params: Params) -> Batch:
     mask = np.ones_like(self.prompts)
     rows = self.place.rows((self.prompts, mask, self.keys))
     draw = self.place.under(sample)
-    rollout = draw(self.roles.model, policy, *rows, max_new=self.new, end_id=_NEVER)
+    sampled = self.cfg.old_logps == "sampler"
+    rollout = draw(
+      self.roles.model, params["policy"], *rows, max_new=self.new, end_id=_NEVER,
+      value=self.roles.read_while_drawn(params) if sampled else None,
+    )  # fmt: skip
     return jax.device_get(rollout_to_batch(rollout))
 
   def _update(self, batch: Batch) -> None:

@@ -34,6 +34,7 @@ class Written(NamedTuple):
   logps: np.ndarray
   sampled_logps: np.ndarray
   ended: np.ndarray
+  values: None = None  # Rows that are refilled have none.
 
 
 class Asked(NamedTuple):

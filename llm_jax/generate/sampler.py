@@ -41,6 +41,8 @@ class Rollout(NamedTuple):
       top-k and top-p; it is the behaviour policy of importance weights.
     lengths: [B] int32, generated tokens per row, the end token included.
     ended: [B] bool, whether the end token was drawn.
+    values: [B, S] float32: of each generated token, what a head says of the state that it was drawn
+      from; None: there was no head.
   """
 
   tokens: jax.Array
@@ -51,6 +53,7 @@ class Rollout(NamedTuple):
   sampled_logps: jax.Array
   lengths: jax.Array
   ended: jax.Array
+  values: jax.Array | None = None
 
 
 def sample(
@@ -69,6 +72,7 @@ def sample(
   pad_id: int = 0,
   chunk: int = 0,
   rows: int = 0,
+  value: Params | None = None,
 ) -> Rollout:
   """Draws `samples` answers to each prompt, side by side: B = C * samples rows from C prompts.
 
@@ -96,6 +100,8 @@ def sample(
       many as make some 2,000 tokens of all prompts on a device, 32 to 512.
     rows: answers of a decoder that are drawn at a time: where one ends the next begins, so that
       memory does not grow with B, and the Rollout is of numpy arrays. 0: all at once.
+    value: {"kernel": [D], "bias": []}, a scalar head on the model's states, as a critic has that
+      shares them; None: no values. It goes with `rows=0`.
 
   Raises:
     ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
@@ -107,9 +113,11 @@ def sample(
     top_p=jnp.float32(top_p), end_id=jnp.int32(end_id), pad_id=jnp.int32(pad_id),
     cap=model.cfg.logit_cap, tied=model.cfg.tied, chunk=chunk,
     max_new=max_new, samples=samples, top_k=top_k,
-    greedy=temperature == 0, nucleus=top_p < 1,
+    greedy=temperature == 0, nucleus=top_p < 1, value=value,
   )  # fmt: skip
   if 0 < rows < len(keys):
+    if value is not None:
+      raise ValueError("values are for answers that are drawn all at once: rows=0")
     return _refilled(model, params, prompts, prompt_mask, keys, setting, rows)
   prompts, prompt_mask = jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_mask)
   return _sample(model, params, prompts, prompt_mask, keys, setting)
@@ -118,9 +126,11 @@ def sample(
 def rollout_to_batch(rollout: Rollout) -> Batch:
   """The LM batch of a rollout, [B, P + N - 1]: each token with the next one as its target.
 
-  `mask` is 1 where the target was generated; `sampler_logps` are `rollout.logps` of the targets.
+  `mask` is 1 where the target was generated; `sampler_logps` are `rollout.logps` of the targets,
+  `sampler_values` the `rollout.values` if there are any.
   """
-  return {
+  values = {} if rollout.values is None else {"sampler_values": rollout.values[:, 1:]}
+  return values | {
     "tokens": rollout.tokens[:, :-1],
     "targets": rollout.tokens[:, 1:],
     "mask": rollout.mask[:, 1:],
@@ -140,6 +150,7 @@ class _State(NamedTuple):
   mask: jax.Array  # [B, N] float32.
   logps: jax.Array  # [B, N] float32.
   sampled_logps: jax.Array  # [B, N] float32.
+  values: jax.Array | None  # [B, N] float32.
   cache: Any  # A Cache, or a Memory.
 
 
@@ -149,6 +160,7 @@ class _Setting:
   top_p: jax.Array
   end_id: jax.Array
   pad_id: jax.Array
+  value: Params | None
   cap: float = flax.struct.field(pytree_node=False)
   tied: bool = flax.struct.field(pytree_node=False)
   chunk: int = flax.struct.field(pytree_node=False)
@@ -222,6 +234,7 @@ def _start(uniform_BN, first_B, hidden_BD: jax.Array, cache: Any, setting: _Sett
     mask=zeros_BN,
     logps=zeros_BN,
     sampled_logps=zeros_BN,
+    values=None if setting.value is None else zeros_BN,
     cache=cache,
   )
 
@@ -246,6 +259,7 @@ def _decode(advance: Callable[[_State], _State], state: _State, rooms: Sequence[
   alive = jnp.argsort(state.ended, stable=True)[:few]
   rest = _decode(advance, jax.tree.map(lambda x: x[alive] if x.ndim else x, state), rooms[-1:])
   written = ("tokens", "mask", "logps", "sampled_logps", "ended")
+  written += () if state.values is None else ("values",)
   return state._replace(
     **{name: getattr(state, name).at[alive].set(getattr(rest, name)) for name in written}
   )
@@ -270,6 +284,9 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
     value_B1 = value_B.astype(buffer_BN.dtype)[:, None]
     return jax.lax.dynamic_update_slice(buffer_BN, value_B1, (0, state.step))
 
+  if setting.value is not None:
+    value_B = state.hidden.astype(jnp.float32) @ setting.value["kernel"] + setting.value["bias"]
+    state = state._replace(values=put(state.values, jnp.where(alive_B, value_B, 0)))
   return state._replace(
     step=state.step + 1,
     ended=state.ended | (token_B == setting.end_id),
@@ -308,6 +325,7 @@ def _rollout(written: _State | Written, prompts, positions_BP, segments_BP) -> R
     sampled_logps=join(zeros_BP, written.sampled_logps),
     lengths=written.mask.sum(axis=1).astype(jnp.int32),
     ended=written.ended,
+    values=None if written.values is None else join(zeros_BP, written.values),
   )
 
 

@@ -47,8 +47,12 @@ class Actor:
     *,
     samples: int = 1,
     greedy: bool = False,
+    value: Params | None = None,
   ) -> Rollout:
-    """Draws `samples` answers to each prompt of `rows`, side by side; host arrays."""
+    """Draws `samples` answers to each prompt of `rows`, side by side; host arrays.
+
+    `value` is a head on the policy's states, as `sample` takes it.
+    """
     cfg = self.cfg
     tokens, mask = batches.prompt_batch([self.prompts[i] for i in rows], cfg.prompt_length)
     root = jax.random.fold_in(jax.random.key(cfg.seed), iteration)
@@ -56,7 +60,7 @@ class Actor:
     sampling = dataclasses.replace(cfg.sampling, temperature=0.0) if greedy else cfg.sampling
     rollout = answers.roll(
       self.model, policy, self.tokenizer, tokens, mask, keys, sampling,
-      samples=samples, place=self.place,
+      samples=samples, place=self.place, value=value,
     )  # fmt: skip
     return jax.device_get(rollout)
 

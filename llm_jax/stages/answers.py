@@ -117,6 +117,7 @@ def roll(
   end_id: int | None = None,
   samples: int = 1,
   place: parallel.Placement | None = None,
+  value: Params | None = None,
 ) -> Rollout:
   """One call of the sampler with a config's settings; `end_id` is by default the turn's end.
 
@@ -136,6 +137,7 @@ def roll(
     end_id=tokenizer.end_id if end_id is None else end_id,
     pad_id=tokenizer.pad_id,
     rows=sampling.rows,
+    value=value,
   )
 
 

@@ -177,7 +177,7 @@ class Collector:
     cfg, actor = self.cfg, self.actor
     params = actor.place.unreplicate(state.whole)
     chosen_B = self._choose(iteration)
-    rollout = actor.sample(params["policy"], chosen_B, iteration)
+    rollout = actor.sample(params["policy"], chosen_B, iteration, value=self._head(params))
     batch = jax.device_get(rollout_to_batch(rollout))
     batch |= jax.device_get(self._annotate(params, self.reference, actor.place.rows(batch)))
     self._lend(params)
@@ -206,6 +206,11 @@ class Collector:
   def _choose(self, iteration: int) -> np.ndarray:
     rng = np.random.default_rng([self.cfg.seed, iteration])
     return rng.integers(len(self.actor.asked), size=self.cfg.rollouts)
+
+  def _head(self, params: Params) -> Params | None:
+    """What the sampler is to work values out with; None: the learner does."""
+    wanted = self.cfg.old_logps == "sampler" and not self.cfg.sampling.rows
+    return self.roles.read_while_drawn(params) if wanted else None
 
   def _lend(self, params: Params) -> None:
     """Gives the reward model the frozen decoder that the critic's adapter is on."""

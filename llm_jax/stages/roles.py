@@ -87,21 +87,28 @@ class Roles:
       reference: of the reference; None: the policy without its adapter is the reference.
       batch: the rollout.
       temperature: that it was drawn with.
-      sampled: whether old_logps are the sampler's: the policy is then not read again.
+      sampled: whether old_logps are the sampler's, and old_values too if it has them: the policy is
+        then not read again.
     """
     key, apply = jax.random.key(0), training.decoder_apply(self.model)
     reference = lora.without(params["policy"]) if reference is None else reference
-    out = self.apply(params, batch, key)
 
     def logps(out: Outputs) -> jax.Array:
       options = {"mask": batch["mask"], "temperature": temperature, "cap": out.logit_cap}
       return token.token_stats(out.hidden, out.head, batch["targets"], **options).logps
 
-    return {
-      "old_logps": batch["sampler_logps"] * batch["mask"] if sampled else logps(out),
-      "ref_logps": logps(apply(reference, batch, key)),
-      "old_values": out.values * batch["mask"],
-    }
+    found = {"ref_logps": logps(apply(reference, batch, key))}
+    if sampled and "sampler_values" in batch:
+      old_logps, values = batch["sampler_logps"], batch["sampler_values"]
+    else:
+      out = self.apply(params, batch, key)
+      old_logps, values = batch["sampler_logps"] if sampled else logps(out), out.values
+    mask = batch["mask"]
+    return found | {"old_logps": old_logps * mask, "old_values": values * mask}
+
+  def read_while_drawn(self, params: Params) -> Params | None:
+    """A shared critic's head, which the sampler can ask of the states that it draws from."""
+    return params["critic"]["head"] if self.kind == "shared" else None
 
   def judge(self, params: Params) -> Params | None:
     """The reward model's decoder if the critic is an adapter on it, else None."""

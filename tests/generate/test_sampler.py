@@ -72,6 +72,28 @@ def test_sampler_logps_are_what_the_learner_recomputes(fields, temperature):
   np.testing.assert_allclose(rollout.sampled_logps, rollout.logps, atol=1e-5)  # No truncation.
 
 
+@pytest.mark.parametrize("count", [4, 40])  # Of many rows the last quarter goes on by itself.
+def test_values_are_what_a_head_says_of_the_states_that_tokens_were_drawn_from(count):
+  head = {"kernel": np.random.default_rng(3).normal(size=MODEL.cfg.dim), "bias": np.float32(0.3)}
+  head["kernel"] = head["kernel"].astype(np.float32)
+  prompts, mask = prompt_batch([1 + i % 5 for i in range(count)], 5)
+  keys = jax.random.split(jax.random.key(7), count)
+  rollout = run(prompts=prompts, mask=mask, keys=keys, value=head)
+  batch = rollout_to_batch(rollout)
+  hidden = MODEL.apply(PARAMS, batch["tokens"], batch["positions"], batch["segments"])
+  expected = (np.asarray(hidden, np.float32) @ head["kernel"] + head["bias"]) * batch["mask"]
+  np.testing.assert_allclose(batch["sampler_values"], expected, atol=1e-4)
+  without = run(prompts=prompts, mask=mask, keys=keys)
+  np.testing.assert_array_equal(without.tokens, rollout.tokens)
+  assert without.values is None and "sampler_values" not in rollout_to_batch(without)
+
+
+def test_rows_that_are_refilled_have_no_values():
+  head = {"kernel": np.zeros(MODEL.cfg.dim, np.float32), "bias": np.float32(0)}
+  with pytest.raises(ValueError, match="rows=0"):
+    run(rows=2, value=head)
+
+
 def test_with_rounded_factors_the_learner_recomputes_about_the_same():
   """Attention to a cache is not rounded, and another order of sums rounds otherwise."""
   model, params = make(matmul_precision="bfloat16")

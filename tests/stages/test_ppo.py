@@ -11,6 +11,7 @@ import pytest
 from configs import ppo as recipes
 from llm_jax import config
 from llm_jax.errors import UserError
+from llm_jax.generate import rollout_to_batch, sample
 from llm_jax.losses import objectives
 from llm_jax.models import heads, lora
 from llm_jax.stages import labels, ppo, rewards, runs, training
@@ -70,6 +71,32 @@ def test_the_sampler_s_log_probs_may_stand_for_the_learner_s():
   found = annotate(params, params["policy"], BATCH)
   np.testing.assert_array_equal(found["old_logps"], BATCH["sampler_logps"] * BATCH["mask"])
   np.testing.assert_array_equal(found["old_logps"][:, :3], 0)
+
+
+def test_a_shared_critic_s_values_may_be_the_sampler_s_and_the_policy_is_not_read_again():
+  made, params = roles("shared")
+  prompts, keys = BATCH["tokens"][:, :3], jax.random.split(jax.random.key(1), 4)
+  head = {"kernel": jnp.ones(16), "bias": jnp.float32(0.5)}
+  params = params | {"critic": {"head": head}}
+  given = made.read_while_drawn(params)
+  drawn = sample(
+    made.model, params["policy"], prompts, np.ones_like(prompts), keys, max_new=5, end_id=-1,
+    value=given,
+  )  # fmt: skip
+  batch = rollout_to_batch(drawn)
+  reference = jax.tree.map(lambda x: x + 0.01, params["policy"])
+  by = {
+    sampled: functools.partial(made.annotate, temperature=1.0, sampled=sampled)
+    for sampled in (True, False)
+  }
+  found, learners = (by[sampled](params, reference, batch) for sampled in (True, False))
+  for name in ("old_logps", "ref_logps", "old_values"):
+    np.testing.assert_allclose(found[name], learners[name], atol=1e-4)
+  dots = {
+    k: str(jax.make_jaxpr(f)(params, reference, batch)).count("dot_general") for k, f in by.items()
+  }
+  assert dots[True] < 0.6 * dots[False]
+  assert roles("reward")[0].read_while_drawn(params) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ PACKAGES = (
   "tensorflow-datasets", "sentencepiece", "trafilatura", "warcio", "ftfy", "xxhash",
 )  # fmt: skip
 MAX_DIFF = 200_000  # Characters of `git diff` kept.
+_PATIENCE = 3.0  # Seconds that workers of a process that was killed may take to end.
 RECORDS = ("config.json", "overrides.json", "info.json")
 
 _SECRETS = (
@@ -49,6 +52,9 @@ def launch(
 ) -> Iterator[None]:
   """`start`, then the stage in the block; a first launch refused by the stage leaves no trace.
 
+  The directory is locked meanwhile: two processes would write over each other's files. The lock
+  goes with the process, however it ends.
+
   If the block raises UserError, the directory held no run before and the block made no file in
   it, then the records, empty directories and whatever `start` made are removed again: the
   corrected command would otherwise be refused as another config. Any other file is progress,
@@ -60,13 +66,58 @@ def launch(
   first = not any(os.path.lexists(path / name) for name in RECORDS)
   before = set(path.rglob("*")) if first else set()
   made = [p for p in (path, *path.parents) if not os.path.lexists(p)]
-  start(cfg, workdir, overrides, argv, compiled)
   try:
-    yield
+    with _locked(path):
+      start(cfg, workdir, overrides, argv, compiled)
+      yield
+  except InUse:
+    raise
   except UserError:
     if first:
       _forget(path, before, made)
     raise
+
+
+class InUse(UserError):
+  """Another process works in the directory."""
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  except OSError as error:
+    raise UserError(
+      f"--workdir={path} cannot be written ({error.strerror}): use another --workdir"
+    ) from error
+  try:
+    deadline = time.monotonic() + _PATIENCE
+    while not _lock(held, path):
+      if time.monotonic() > deadline:
+        raise InUse(
+          f"--workdir={path} is in use by another process: wait until it is done, stop it, or use"
+          " another --workdir"
+        )
+      time.sleep(0.1)
+    yield
+  finally:
+    os.close(held)
+
+
+def _lock(held: int, path: pathlib.Path) -> bool:
+  """Whether the directory is ours now."""
+  try:
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:
+    print(
+      f"note: {path} is not locked, as its file system has no locks ({error.strerror}): see that "
+      "no other process uses it",
+      file=sys.stderr,
+    )
+  return True
 
 
 def start(

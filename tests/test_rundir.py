@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -89,6 +91,36 @@ def test_a_refused_stage_of_a_pipeline_keeps_what_the_others_made(tmp_path):
     with rundir.launch(config.Dpo(), tmp_path / "dpo"):
       raise UserError("no such loss")
   assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*rundir.RECORDS, "sft"])
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+HOLDER = """
+import sys, time
+from llm_jax import config, rundir
+with rundir.launch(config.Sft(), sys.argv[1]):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_two_processes_never_work_in_one_directory(tmp_path, monkeypatch):
+  monkeypatch.setattr(rundir, "_PATIENCE", 0.3)
+  run = tmp_path / "run"
+  command = [sys.executable, "-c", HOLDER, run]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    try:
+      assert process.stdout.readline() == "held\n"
+      files = {p.name: p.read_bytes() for p in run.iterdir()}
+      with pytest.raises(rundir.InUse, match="in use by another process"):
+        with rundir.launch(config.Sft(), run):
+          raise AssertionError("two at a time")
+      assert files == {p.name: p.read_bytes() for p in run.iterdir()}
+      with rundir.launch(config.Sft(), tmp_path / "other"):
+        pass
+    finally:
+      process.kill()
+  with rundir.launch(config.Sft(), run):  # A kill leaves nothing behind that would bar the way.
+    pass
 
 
 def test_a_broken_config_file_is_named(tmp_path):

@@ -76,10 +76,9 @@ def sample(
 ) -> Rollout:
   """Draws `samples` answers to each prompt, side by side: B = C * samples rows from C prompts.
 
-  A prompt is read once, whatever the number of its answers. Row b's token n is drawn with
-  `fold_in(keys[b], n)`, so a row's answer depends neither on its batch mates nor on its padding.
-  Compiles once per model, shapes, `max_new`, `samples`, `top_k`, and for whether `temperature` is 0
-  and `top_p` is 1.
+  A prompt is read once. Row b's token n is drawn with `fold_in(keys[b], n)`, so a row's answer
+  depends neither on its batch mates nor on its padding. Compiles once per model, shapes, `max_new`,
+  `samples`, `top_k`, and for whether `temperature` is 0 and `top_p` is 1.
 
   Args:
     model: a decoder, which goes on after its prompts; or an encoder-decoder, which reads them and
@@ -96,12 +95,10 @@ def sample(
     top_p: draw from the smallest set of this probability; 1: from all.
     end_id: the token that ends an answer.
     pad_id: the token that fills the rest.
-    chunk: slots of a prompt that a decoder reads at a time, so that memory is linear in P; 0: as
-      many as make some 2,000 tokens of all prompts on a device, 32 to 512.
+    chunk: slots of a prompt read at a time, so that memory is linear in P; 0: some 2,000 tokens.
     rows: answers of a decoder that are drawn at a time: where one ends the next begins, so that
       memory does not grow with B, and the Rollout is of numpy arrays. 0: all at once.
-    value: {"kernel": [D], "bias": []}, a scalar head on the model's states, as a critic has that
-      shares them; None: no values. It goes with `rows=0`.
+    value: {"kernel": [D], "bias": []}, a head on the states, such as a critic's; with rows=0 only.
 
   Raises:
     ValueError: if shapes do not match, a setting is out of range, a prompt is not padded on the
@@ -116,8 +113,6 @@ def sample(
     greedy=temperature == 0, nucleus=top_p < 1, value=value,
   )  # fmt: skip
   if 0 < rows < len(keys):
-    if value is not None:
-      raise ValueError("values are for answers that are drawn all at once: rows=0")
     return _refilled(model, params, prompts, prompt_mask, keys, setting, rows)
   prompts, prompt_mask = jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_mask)
   return _sample(model, params, prompts, prompt_mask, keys, setting)
@@ -298,6 +293,8 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
 
 
 def _refilled(model, params, prompts, prompt_mask, keys, setting: _Setting, rows: int) -> Rollout:
+  if setting.value is not None:
+    raise ValueError("values are for answers that are drawn all at once: rows=0")
   asked = Asked(
     np.asarray(prompts, np.int32), np.asarray(prompt_mask), keys, setting.samples, setting.max_new,
     temperature=0.0 if setting.greedy else float(setting.temperature), top_k=setting.top_k,

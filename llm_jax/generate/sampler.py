@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_jax import sharding
 from llm_jax.generate.cache import decoding_model, grow, prefill, prompt_places, read
-from llm_jax.generate.logits import draw, logp_of, next_logits, truncate, uniforms
+from llm_jax.generate.logits import draw, likeliest, logp_of, next_logits, truncate, uniforms
 from llm_jax.generate.refill import Asked, Written, refilled
 from llm_jax.models.language_model import LanguageModel
 from llm_jax.types import Batch, Params
@@ -265,7 +265,7 @@ def _pick(setting: _Setting, head_DV, state: _State) -> _State:
   logits_BV = next_logits(state.hidden, head_DV, tied=setting.tied, cap=setting.cap)
   logits_BV = logits_BV / setting.temperature
   if setting.greedy:
-    token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    token_B = likeliest(logits_BV)
     logp_B = logp_of(logits_BV, token_B)
     sampled_B = jnp.zeros_like(logp_B)
   else:

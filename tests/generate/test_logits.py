@@ -86,3 +86,10 @@ def test_number_n_of_a_row_is_of_its_own_key_folded_with_n(raw):
   for b in range(3):
     for n in range(5):
       assert got[b, n] == jax.random.uniform(jax.random.fold_in(keys[b], n))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 63, 64, 65, 150])
+def test_the_likeliest_token_is_the_first_of_the_largest(vocabulary):
+  logits = jnp.round(LOGITS[:, :vocabulary])  # Many are equal.
+  np.testing.assert_array_equal(logits_lib.likeliest(logits), jnp.argmax(logits, axis=-1))
+  np.testing.assert_array_equal(logits_lib.likeliest(logits * 0 - jnp.inf), np.zeros(5))

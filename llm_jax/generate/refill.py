@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.errors import UserError
-from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run, size_for
+from llm_jax.generate.slots import Arrivals, Slots, admit, empty, run, size_for, take
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
 
@@ -75,7 +75,7 @@ class _Refill:
   def __init__(self, model: Transformer, params: Params, asked: Asked, rows: int):
     total, most = len(asked.prompts) * asked.samples, asked.max_new
     self.model, self.params, self.asked = model, params, asked
-    self.slots: Slots = empty(model, rows, asked.prompts.shape[1], most)
+    self.slots: Slots = empty(model, rows, asked.prompts.shape[1] + most, most)
     self.owner = np.full(rows, -1)  # The answer in each row; -1: none.
     self.part = max(1, rows // _PART)
     self.next, self.total = 0, total
@@ -161,9 +161,5 @@ class _Refill:
     rows, few = len(self.owner), len(self.owner) // _PART
     if self.next == self.total and rows >= _LEAST_ROWS and (self.owner >= 0).sum() <= few:
       kept = np.argsort(self.owner < 0, kind="stable")[:few]
-      self.slots, self.owner = _take(state, kept), self.owner[kept]
-
-
-@jax.jit
-def _take(slots: Slots, rows: jax.Array) -> Slots:
-  return jax.tree.map(lambda x: x[rows], slots)
+      room = state.cache.segments.shape[1]
+      self.slots, self.owner = take(state, kept, room), self.owner[kept]

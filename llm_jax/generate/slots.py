@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.generate.cache import decoding_model, prefill, prompt_places, read, unrolled
-from llm_jax.generate.logits import draw, logp_of, next_logits, truncate, uniforms
+from llm_jax.generate.cache import grow as longer
+from llm_jax.generate.logits import (
+  draw,
+  draw_and_total,
+  likeliest,
+  logp_of,
+  next_logits,
+  truncate,
+  uniforms,
+)
 from llm_jax.models.attention import Cache
 from llm_jax.models.transformer import Transformer
 from llm_jax.types import Params
@@ -88,9 +97,9 @@ class Arrivals(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def empty(model: Transformer, rows: int, slots: int, max_new: int) -> Slots:
-  """Free rows for prompts of up to `slots` tokens and answers of up to `max_new`."""
-  cache = unrolled(model).empty_cache(rows, slots + max_new)
+def empty(model: Transformer, rows: int, room: int, max_new: int) -> Slots:
+  """Free rows for answers of up to `max_new` tokens, with `room` slots of a cache."""
+  cache = unrolled(model).empty_cache(rows, room)
   whole_B, real_B = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
   real_BN = jnp.zeros((rows, max_new), jnp.float32)
   kind = model.cfg.matmul_precision or model.cfg.dtype
@@ -103,17 +112,30 @@ def empty(model: Transformer, rows: int, slots: int, max_new: int) -> Slots:
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
 def admit(
   model: Transformer, params: Params, slots: Slots, new: Arrivals, chunk: int, pad_id: jax.Array
 ) -> Slots:
-  """Reads the prompts, `chunk` slots at a time, and lets their answers into their rows."""
+  """Reads the prompts, `chunk` slots at a time, and lets their answers into their rows.
+
+  Two programs: what reads takes long to compile, and does not know how many rows there are.
+  """
+  count = slots.uniform.shape[1]
+  return _enter(slots, new, *_read(model, params, new, chunk, pad_id, count))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 5))
+def _read(model: Transformer, params: Params, new: Arrivals, chunk: int, pad_id, count: int):
+  """What `prefill` gives, and [R, N] uniform numbers."""
   model, params = decoding_model(model, params)
-  width = new.prompts.shape[1]
   places = prompt_places(new.mask)
-  hidden_CD, first_C, read_in = prefill(
-    model, params, new.prompts, *places, room=0, start_id=pad_id, chunk=chunk
-  )
+  read_in = prefill(model, params, new.prompts, *places, room=0, start_id=pad_id, chunk=chunk)
+  return read_in, uniforms(new.keys, count)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _enter(slots: Slots, new: Arrivals, prompts: tuple, uniform_RN: jax.Array) -> Slots:
+  width = new.prompts.shape[1]
+  hidden_CD, first_C, read_in = prompts
 
   def enter(old: jax.Array, x: jax.Array) -> jax.Array:
     return old.at[new.row].set(x.astype(old.dtype), mode="drop")
@@ -138,13 +160,38 @@ def admit(
     first=enter(slots.first, first_C[new.source]), drawn=enter(slots.drawn, zeros_R),
     limit=enter(slots.limit, new.limit), ended=enter(slots.ended, zeros_R),
     end_id=enter(slots.end_id, new.end_id),
-    uniform=enter(slots.uniform, uniforms(new.keys, slots.uniform.shape[1])),
+    uniform=enter(slots.uniform, uniform_RN),
     temperature=enter(slots.temperature, new.temperature), top_k=enter(slots.top_k, new.top_k),
     top_p=enter(slots.top_p, new.top_p),
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), static_argnames="room", donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def grow(slots: Slots, rows: int, room: int) -> Slots:
+  """The same answers in the first of `rows` rows, with a cache of `room` slots or more."""
+  count, most = slots.cache.segments.shape
+
+  def more(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, [(0, rows - count)] + [(0, 0)] * (x.ndim - 1))
+
+  return jax.tree.map(more, slots._replace(cache=longer(slots.cache, max(0, room - most))))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def take(slots: Slots, rows: jax.Array, room: int) -> Slots:
+  """The answers of some rows [W], with a cache of the first `room` slots or fewer."""
+  some = lambda x: x[rows, :, :room]  # noqa: E731
+  own = jax.tree.map(lambda x: x[rows], slots._replace(cache=None))
+  cache = slots.cache
+  return own._replace(
+    cache=Cache(
+      tuple(map(some, cache.keys)), tuple(map(some, cache.values)),
+      cache.segments[rows, :room], cache.positions[rows, :room], cache.index[rows],
+    )
+  )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=2)
 def run(
   model: Transformer,
   params: Params,
@@ -153,57 +200,18 @@ def run(
   free: jax.Array,
   truncated: bool,
   pad_id: jax.Array,
-  rows: jax.Array | None = None,
-  room: int = 0,
 ) -> Slots:
   """Draws up to `steps` tokens of every answer, and stops once `free` rows are free.
 
   Args:
     model: a decoder.
     params: its parameters.
-    slots: answers in progress.
+    slots: answers in progress, whose cache has room for these steps.
     steps: [] int32.
-    free: [] int32, of the rows at work; as many as these: until all are.
+    free: [] int32.
     truncated: whether any row has a `top_k` or `top_p`.
     pad_id: what free rows read.
-    rows: [W] int32, the rows at work, each once; None: all. Others may be in no answer.
-    room: slots of the cache that are at work, enough for these steps; 0: all.
   """
-  if rows is not None:
-    part = _take(slots, rows, room if room else slots.cache.segments.shape[1])
-    return _give_back(slots, rows, _run(model, params, part, steps, free, truncated, pad_id))
-  return _run(model, params, slots, steps, free, truncated, pad_id)
-
-
-def _take(slots: Slots, rows: jax.Array, room: int) -> Slots:
-  own = jax.tree.map(lambda x: x[rows], slots._replace(cache=None))
-  some = lambda x: x[rows, ..., :room, :]  # noqa: E731
-  cache, flat = slots.cache, lambda x: x[rows, :room]
-  return own._replace(
-    cache=Cache(
-      tuple(map(some, cache.keys)), tuple(map(some, cache.values)), flat(cache.segments),
-      flat(cache.positions), cache.index[rows],
-    )
-  )  # fmt: skip
-
-
-def _give_back(slots: Slots, rows: jax.Array, part: Slots) -> Slots:
-  room = part.cache.segments.shape[1]
-  put = lambda old, x: old.at[rows].set(x)  # noqa: E731
-  some = lambda old, x: old.at[rows, :, :room].set(x)  # noqa: E731
-  flat = lambda old, x: old.at[rows, :room].set(x)  # noqa: E731
-  old, new = slots.cache, part.cache
-  whole = jax.tree.map(put, slots._replace(cache=None), part._replace(cache=None))
-  return whole._replace(
-    cache=Cache(
-      tuple(map(some, old.keys, new.keys)), tuple(map(some, old.values, new.values)),
-      flat(old.segments, new.segments), flat(old.positions, new.positions),
-      put(old.index, new.index),
-    )
-  )  # fmt: skip
-
-
-def _run(model, params, slots: Slots, steps, free, truncated: bool, pad_id) -> Slots:
   model, params = decoding_model(model, params)
   head_DV = model.for_head(model.head(params).astype(jnp.dtype(model.cfg.dtype)))
   angles = model.angles(slots.cache.segments.shape[1])
@@ -244,13 +252,25 @@ def _choose(
   slots: Slots, logits_BV: jax.Array, truncated: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Each row's next token, and its log-probability before and after truncation."""
-  likeliest_B = slots.temperature == 0
-  scaled_BV = logits_BV / jnp.where(likeliest_B, 1.0, slots.temperature)[:, None]
+  greedy_B = slots.temperature == 0
+  scaled_BV = logits_BV / jnp.where(greedy_B, 1.0, slots.temperature)[:, None]
   uniform_B = jnp.take_along_axis(slots.uniform, slots.drawn[:, None], axis=1, mode="clip")[:, 0]
-  kept_BV = truncate(scaled_BV, slots.top_k, slots.top_p) if truncated else scaled_BV
-  token_B, sampled_B = draw(uniform_B, kept_BV)
-  token_B = jnp.where(likeliest_B, jnp.argmax(scaled_BV, axis=-1).astype(jnp.int32), token_B)
-  return token_B, logp_of(scaled_BV, token_B), jnp.where(likeliest_B, 0.0, sampled_B)
+  if truncated:
+    kept_BV = truncate(scaled_BV, slots.top_k, slots.top_p)
+    token_B, sampled_B = draw(uniform_B, kept_BV)
+  else:
+    token_B, total_B = draw_and_total(uniform_B, scaled_BV)
+  token_B = jax.lax.cond(
+    jnp.any(greedy_B),
+    lambda: jnp.where(greedy_B, likeliest(scaled_BV), token_B),
+    lambda: token_B,
+  )
+  if truncated:
+    logp_B = logp_of(scaled_BV, token_B)
+  else:
+    logp_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=1)[:, 0] - total_B
+    sampled_B = logp_B
+  return token_B, logp_B, jnp.where(greedy_B, 0.0, sampled_B)
 
 
 def size_for(longest: int, most: int, least: int) -> int:

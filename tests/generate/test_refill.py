@@ -82,7 +82,7 @@ def test_a_prompt_is_read_once_for_all_of_its_answers_and_in_few_widths(monkeypa
 
 @pytest.mark.long
 def test_rows_draw_each_at_a_temperature_and_a_limit_of_their_own():
-  state = slots.empty(small.MODEL, 3, 7, NEW)
+  state = slots.empty(small.MODEL, 3, 7 + NEW, NEW)
   new = slots.Arrivals(
     prompts=PROMPTS[:3], mask=MASK[:3], source=np.arange(3), row=np.array([2, 0, 1]),
     keys=KEYS[:3], limit=np.array([4, 12, 3], np.int32), end_id=np.full(3, small.NEVER),
@@ -110,7 +110,7 @@ def test_rows_draw_each_at_a_temperature_and_a_limit_of_their_own():
 
 
 def test_a_row_that_is_taken_again_sees_nothing_of_the_answer_before():
-  state = slots.empty(small.MODEL, 2, 7, NEW)
+  state = slots.empty(small.MODEL, 2, 7 + NEW, NEW)
   junk = jax.tree.map(lambda x: x + 100, (state.cache.keys, state.cache.values))
   before = state.cache._replace(
     keys=junk[0], values=junk[1], segments=state.cache.segments + 1, index=state.cache.index + 9

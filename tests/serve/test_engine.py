@@ -1,6 +1,7 @@
 """The engine: answers are those of the sampler, whoever else is asking, and rows come back."""
 
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from llm_jax.errors import UserError
 from llm_jax.generate import sample
-from llm_jax.serve import engine
+from llm_jax.serve import batch, engine
 from tests.generate import test_sampler as small
 
 ROWS, PROMPT, NEW = 3, 12, 20
@@ -85,24 +86,67 @@ def test_many_at_once_in_few_rows_get_what_each_would_get_alone(served, count):
 
 
 @pytest.mark.long
-def test_few_answers_are_drawn_in_a_small_batch_and_many_in_a_large_one(monkeypatch):
+def test_a_batch_is_as_large_as_its_answers_need(monkeypatch):
+  monkeypatch.setattr(batch, "_LEAST_ROOM", 16)
+  monkeypatch.setattr(batch, "LEAST_WIDTH", 4)
+  monkeypatch.setattr(batch, "_MORE", 1)
+  run, sizes = batch.run, []
+  monkeypatch.setattr(batch, "run", lambda *a: sizes.append(a[2].cache.segments.shape) or run(*a))
   own = engine.Engine(
-    small.MODEL, small.PARAMS, pad_id=small.PAD, rows=8, prompt=PROMPT, max_new=NEW
-  )
-  monkeypatch.setattr(engine, "_LEAST_ROOM", 16)
-  monkeypatch.setattr(engine, "_LEAST_WIDTH", 4)
-  run, sizes = engine.run, []
-  monkeypatch.setattr(
-    engine, "run", lambda *a, **how: sizes.append((len(a[7]), how["room"])) or run(*a, **how)
+    small.MODEL, small.PARAMS, pad_id=small.PAD, rows=8, prompt=PROMPT, max_new=NEW, stride=1
   )
   (found,) = heard(own, ask(end_id=small.NEVER))
   assert found.tokens == expected(ask(end_id=small.NEVER))[0].tolist()
-  assert {rows for rows, _ in sizes} == {1} and {room for _, room in sizes} == {16, 32}
-  asks = [ask(seed=seed, end_id=small.NEVER) for seed in range(8)]
+  assert set(sizes) == {(1, 16), (1, 32)}
+  sizes.clear()
+  # They end one by one: what is left of them moves to a smaller batch.
+  asks = [ask(seed=seed, end_id=small.NEVER, max_new=NEW - 2 * seed) for seed in range(8)]
   for one, many in zip(asks, heard(own, *asks), strict=True):
     assert many.tokens == expected(one)[0].tolist()
-  assert {rows for rows, _ in sizes} >= {1, 8}
+  assert {rows for rows, _ in sizes} >= {2, 8} and (8, 24) in sizes and sizes[-1][0] < 8
   own.close()
+
+
+def test_batches_share_what_waits_and_answers_are_the_same():
+  own = engine.Engine(
+    small.MODEL, small.PARAMS, pad_id=small.PAD, rows=5, prompt=PROMPT, max_new=NEW, lanes=2
+  )
+  asks = [ask(seed=seed) for seed in range(12)]
+  for one, many in zip(asks, heard(own, *asks), strict=True):
+    tokens, _, reason = expected(one)
+    assert many.tokens == tokens.tolist() and many.reason == reason
+  assert own.busy() == (0, 0)
+  own.close()
+
+
+@pytest.mark.parametrize(
+  ("busy", "waiting", "shares"),
+  [
+    ((0, 0), 1, (1, 0)), ((1, 0), 1, (0, 1)), ((0, 1), 1, (1, 0)), ((0, 0), 3, (2, 1)),
+    ((3, 0), 1, (0, 1)), ((3, 0), 9, (0, 2)), ((0, 2), 3, (3, 0)), ((3, 2), 9, (0, 0)),
+  ],
+)  # fmt: skip
+def test_who_has_less_to_do_takes_more(served, monkeypatch, busy, waiting, shares):
+  batches = [SimpleNamespace(rows=3 - i, busy=count) for i, count in enumerate(busy)]
+  monkeypatch.setattr(served, "_batches", batches)
+  monkeypatch.setattr(served, "_waiting", [None] * waiting)
+  assert tuple(served._share(one) for one in batches) == shares
+
+
+def test_small_models_are_decoded_in_a_batch_for_each_core(monkeypatch):
+  monkeypatch.setattr(engine.os, "cpu_count", lambda: 3)
+  assert [engine.lanes_for(small.PARAMS, rows) for rows in (1, 15, 16, 24, 99)] == [1, 1, 2, 3, 3]
+  monkeypatch.setattr(engine, "_SMALL", 10)
+  assert engine.lanes_for(small.PARAMS, 99) == 1
+
+
+def test_many_get_more_at_a_time_if_it_does_not_take_long():
+  own = batch.Batch(small.MODEL, small.PARAMS, small.PAD, 4, PROMPT, NEW, 4)
+  assert own._steps(False) == 4  # One row of four is at work.
+  own._owner = [None] * 4
+  for pace, steps in ((1e-4, 32), (0.005, 10), (1.0, 4)):
+    own._pace = pace
+    assert own._steps(False) == steps and own._steps(True) == 4
 
 
 def test_an_answer_comes_in_pieces(served):
@@ -206,21 +250,21 @@ def test_a_failure_ends_the_answers_and_not_the_engine(monkeypatch):
   own = engine.Engine(
     small.MODEL, small.PARAMS, pad_id=small.PAD, rows=2, prompt=PROMPT, max_new=NEW
   )
-  run = engine.run
+  run = batch.run
 
   def broken(*args, **how):
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(batch, "run", run)
     raise RuntimeError("no")
 
   def none(*args):
-    monkeypatch.setattr(engine, "empty", empty)
+    monkeypatch.setattr(batch, "empty", empty)
     raise RuntimeError("no memory")
 
-  empty = engine.empty
-  monkeypatch.setattr(engine, "run", broken)
+  empty = batch.empty
+  monkeypatch.setattr(batch, "run", broken)
   (first,) = heard(own, ask())
   assert first.reason == "error"
-  monkeypatch.setattr(engine, "empty", none)  # What it needs to go on fails, too.
+  monkeypatch.setattr(batch, "empty", none)  # What it needs to go on fails, too.
   (first,) = heard(own, ask())
   assert first.reason == "error"
   (second,) = heard(own, ask())

@@ -22,6 +22,7 @@ class Wording:
     self._context = list(prompt[-_CONTEXT:])
     self._skipped = len(tokenizer.decode(self._context))
     self._longest = max((len(stop) for stop in self._stops), default=0)
+    self._fixed = 0, ""  # So many tokens, and their text: what follows leaves it as it is.
     self.tokens: list[int] = []
     self.text = ""
     self.sent = 0
@@ -36,7 +37,7 @@ class Wording:
     if self.stopped:
       return ""
     self.tokens += tokens
-    self.text = self._tokenizer.decode([*self._context, *self.tokens])[self._skipped :]
+    self.text = self._whole()
     found = [place for stop in self._stops if (place := self.text.find(stop)) >= 0]
     if found:
       self.text, self.stopped = self.text[: min(found)], True
@@ -48,6 +49,23 @@ class Wording:
     new = self.text[self.sent : end]
     self.sent = max(self.sent, end)
     return new
+
+  def _whole(self) -> str:
+    """The text of all tokens; only the last of them are decoded, after some before them."""
+    count, fixed = self._fixed
+    every, end = [*self._context, *self.tokens], len(self._context) + count
+    start = max(0, end - _CONTEXT)
+    before = self._tokenizer.decode(every[start:end]) if count else ""
+    after = self._tokenizer.decode(every[start:])
+    # Spaces in front of a text may be lost, and then more of them with what follows.
+    if not count or not before.strip() or not after.startswith(before):
+      text = self._tokenizer.decode(every)[self._skipped :]
+    else:
+      text = fixed + after[len(before) :]
+    # Bytes are decoded together, however many there are.
+    if self.tokens and self.tokens[-1] not in self._tokenizer.byte_ids and text[-1:] != _HALF:
+      self._fixed = len(self.tokens), text
+    return text
 
   def _fewest(self, length: int) -> int:
     """How many tokens give so much of the text."""

@@ -83,6 +83,10 @@ class Models:
     """All of them, whether they are loaded or not."""
     return [name for name in STAGES if self._step(name) is not None]
 
+  def loaded(self, name: str) -> Served | None:
+    """Returns a model if it is loaded."""
+    return self._loaded.get(name)
+
   def get(self, name: str) -> Served:
     """Returns a model, which is loaded if it was not; others answer in the meantime.
 

@@ -68,7 +68,8 @@ async def _served(models: Models, name: str) -> Served:
   if name not in models.names:
     known = ", ".join(models.names)
     raise Refused(f"there is no model {ascii(name)}; there are {known}", "model", 404)
-  return await asyncio.to_thread(models.get, name)
+  # A thread only for one that has to be loaded: it costs as much as reading a request.
+  return models.loaded(name) or await asyncio.to_thread(models.get, name)
 
 
 async def _complete(models: Models, asked: Completion, request: Request) -> Response:
@@ -225,17 +226,13 @@ async def _stream(shape: "_Shape", answers: _Answers, asked: Asked, made: Any):
     async for i, text, reason in answers:
       if text or reason:
         choice = {"index": i, "finish_reason": reason or None} | made(text, i)
-        yield _frame(shape.whole([choice]))
+        yield shape.frame(choice)
   except Refused as error:
     yield b"data: " + error.response.body + b"\n\n"
     return
   if (asked.stream_options or {}).get("include_usage"):
-    yield _frame(shape.whole([], _usage([], answers.wordings)))
+    yield shape.frame(usage=_usage([], answers.wordings))
   yield b"data: [DONE]\n\n"
-
-
-def _frame(value: dict[str, Any]) -> bytes:
-  return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
 class _Shape:
@@ -246,9 +243,19 @@ class _Shape:
       "id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()),
       "model": model,
     }  # fmt: skip
+    self._begin = b"data: " + _json(self._common)[:-1] + b', "choices": ['
+
+  def frame(self, choice: dict[str, Any] | None = None, usage: dict | None = None) -> bytes:
+    """A server-sent event."""
+    own = _json(choice) if choice else b""
+    return self._begin + own + (b'], "usage": ' + _json(usage) if usage else b"]") + b"}\n\n"
 
   def whole(self, choices: list[dict], usage: dict | None = None) -> dict[str, Any]:
     return self._common | {"choices": choices} | ({"usage": usage} if usage else {})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+  return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _usage(prompts: Sequence[Sequence[int]], wordings: Sequence[Wording]) -> dict[str, int]:

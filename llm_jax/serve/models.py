@@ -84,8 +84,9 @@ class Models:
     return [name for name in STAGES if self._step(name) is not None]
 
   def loaded(self, name: str) -> Served | None:
-    """Returns a model if it is loaded."""
-    return self._loaded.get(name)
+    """Returns a model if its newest checkpoint is loaded."""
+    step, served = self._loaded.get(name, (None, None))
+    return served if step is not None and step == self._step(name) else None
 
   def get(self, name: str) -> Served:
     """Returns a model, which is loaded if it was not; others answer in the meantime.

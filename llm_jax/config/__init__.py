@@ -22,8 +22,8 @@ from llm_jax.config.training import (
   Stage,
 )
 
-# Fields, and groups of them, that change nothing but the time: a run may go on with others.
-HOW = ("workers", "engine", "beam_runner", "beam_options", "mesh")
+# Fields, and groups of them, that do not change what is trained: a run may go on with others.
+HOW = ("workers", "engine", "beam_runner", "beam_options", "mesh", "hang_after", "keep_every")
 
 __all__ = [
   "Agreement",

@@ -83,6 +83,8 @@ class Stage:
   eval_every: int = 100
   checkpoint_every: int = 200
   keep: int = 2  # Checkpoints kept.
+  keep_every: int = 0  # Checkpoints of steps that it divides are kept too; 0: none.
+  hang_after: float = 1800.0  # Seconds without a finished step that end the run; 0: never.
   optimizer: Optimizer = field(default_factory=Optimizer)
   mesh: Mesh = field(default_factory=Mesh)
 
@@ -95,8 +97,9 @@ class Stage:
     for name in ("steps", "batch", "accum", "length", "log_every", "checkpoint_every", "keep"):
       if getattr(self, name) < 1:
         raise UserError(f"config.{name} must be at least 1, got {getattr(self, name)}")
-    if self.seed < 0:
-      raise UserError(f"config.seed must not be negative, got {self.seed}")
+    for name in ("seed", "keep_every", "hang_after"):
+      if not getattr(self, name) >= 0:
+        raise UserError(f"config.{name} must not be negative, got {getattr(self, name)}")
     if self.batch % self.accum:
       raise UserError(f"config.batch={self.batch} must be a multiple of config.accum={self.accum}")
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from llm_jax.errors import UserError
 from llm_jax.models import backends, selftest
-from llm_jax.train import loop
+from llm_jax.train import feeds
 from llm_jax.types import Batch, TrainState
 
 
-def watched(step: Callable, feed: loop.Feed, name: str) -> tuple[Callable, loop.Feed]:
+def watched(step: Callable, feed: feeds.Feed, name: str) -> tuple[Callable, feeds.Feed]:
   """Returns the step and the feed of a run, which look after its attention.
 
   Before the first step a line a kind of call says which backend was chosen and why, and any but
@@ -64,7 +64,7 @@ class _Rows:
     limit: the most texts of a row; it may be set late.
   """
 
-  def __init__(self, feed: loop.Feed):
+  def __init__(self, feed: feeds.Feed):
     self.limit: float = np.inf
     self._feed, self._most, self._upwards = feed, 0, True
 

@@ -7,7 +7,7 @@ from llm_jax import config, spec
 from llm_jax.data import batches
 from llm_jax.losses import objectives
 from llm_jax.stages import pairs, reference, runs, training, unpaired
-from llm_jax.train import loop, parallel, processes
+from llm_jax.train import feeds, parallel, processes
 from llm_jax.types import LossFn, Params, TrainState
 
 _NOTED = 0.1  # Nats: less than this is noise.
@@ -52,7 +52,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     loss_fn=objective,
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(
+    feed=feeds.IteratorFeed(
       batches.examples(
         encoded["train"], lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed
       )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.train import loop
+from llm_jax.train import feeds
 from llm_jax.types import Batch, TrainState
 
 
@@ -115,8 +115,8 @@ class Beside:
     key: of the batch.
   """
 
-  feed: loop.Feed
-  other: loop.Feed
+  feed: feeds.Feed
+  other: feeds.Feed
   key: str
 
   @property

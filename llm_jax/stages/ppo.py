@@ -18,7 +18,7 @@ from llm_jax.stages import answers, labels, prompts, rewards, runs, training
 from llm_jax.stages.actor import Actor, logp_gap
 from llm_jax.stages.online import Beside, OnlineFeed
 from llm_jax.stages.roles import Roles, policy_of
-from llm_jax.train import loop, parallel
+from llm_jax.train import feeds, parallel
 from llm_jax.types import Batch, LossFn, Params, TrainState
 
 _REFERENCE = 256  # Answers of the reference that fix the units of a score.
@@ -45,7 +45,7 @@ def run(
   place = parallel.make(cfg.mesh)
   collect, loaded = load(cfg, place, score, workdir)
   runs.save_shape(workdir, collect.shape)
-  feed: loop.Feed = OnlineFeed(
+  feed: feeds.Feed = OnlineFeed(
     collect,
     rows=cfg.batch,
     epochs=cfg.epochs,
@@ -57,7 +57,7 @@ def run(
   if cfg.ptx_coef:
     documents = pathlib.Path(cfg.prepared) / "tokens" / "train"
     packed = batches.pack_documents(documents, cfg.length, cfg.ptx_batch, cfg.seed)
-    feed = Beside(feed, loop.IteratorFeed(packed), "ptx")
+    feed = Beside(feed, feeds.IteratorFeed(packed), "ptx")
     tokens += cfg.ptx_batch * cfg.length // cfg.batch
   roles = collect.roles
   return training.train(

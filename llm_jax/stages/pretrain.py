@@ -17,7 +17,7 @@ from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import runs, seq2seq, training
-from llm_jax.train import loop, parallel, processes
+from llm_jax.train import feeds, parallel, processes
 from llm_jax.types import TrainState
 
 
@@ -35,7 +35,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   model = Transformer.from_config(shape)
   ratio = tokens_per_byte(cfg.prepared)
   place = parallel.make(cfg.mesh)
-  feed = loop.IteratorFeed(training_batches(cfg, workdir, place.share()))
+  feed = feeds.IteratorFeed(training_batches(cfg, workdir, place.share()))
   measure = training.evaluator(
     objectives.next_token(training.decoder_apply(model), token_loss),
     place,

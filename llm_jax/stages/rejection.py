@@ -13,7 +13,7 @@ from llm_jax.data import batches, posttraining
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.stages import asking, best_of, own, parts, rewards, runs, training
-from llm_jax.train import loop, parallel, processes
+from llm_jax.train import feeds, parallel, processes
 from llm_jax.types import Batch, Params, TrainState
 
 
@@ -73,7 +73,7 @@ class RoundFeed:
   def __init__(self, cfg: config.Rejection, choose: "Chooser"):
     self._cfg, self._choose = cfg, choose
     self._round, self._used = -1, 0
-    self._batches: loop.IteratorFeed | None = None
+    self._batches: feeds.IteratorFeed | None = None
     self._metrics: dict[str, float] = {}
 
   def next(self, state: TrainState) -> Batch:
@@ -110,10 +110,10 @@ class RoundFeed:
       self._batches = self._packed()
       self._batches.set_state(state["batches"])
 
-  def _packed(self) -> loop.IteratorFeed:
+  def _packed(self) -> feeds.IteratorFeed:
     cfg, rows = self._cfg, self._choose.rows(self._round)
     seed = asking.seed_of(cfg.seed, [self._round])
-    return loop.IteratorFeed(
+    return feeds.IteratorFeed(
       batches.pack_examples(rows, cfg.length, cfg.batch, seed=seed, epochs=-1)
     )
 

@@ -14,7 +14,7 @@ from llm_jax.data.preferences import KINDS, Pair
 from llm_jax.losses import objectives
 from llm_jax.models import heads
 from llm_jax.stages import answers, pairs, runs, scores, training
-from llm_jax.train import loop, parallel, processes
+from llm_jax.train import feeds, parallel, processes
 from llm_jax.types import Batch, Params, TrainState
 
 
@@ -41,7 +41,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   rows = pairs.numbered(train, cfg.soft_labels, cfg.margin)
   shapes = jax.eval_shape(training.initializer(scorer), jax.random.key(0))
   training.check_fit(cfg, objective, nn.unbox(shapes), pairs.collate(rows[:1], cfg.length))
-  feed = loop.IteratorFeed(_batches(cfg, train, rows))
+  feed = feeds.IteratorFeed(_batches(cfg, train, rows))
   runs.save_shape(workdir, start.shape)
   return training.train(
     cfg,

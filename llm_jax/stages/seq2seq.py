@@ -14,7 +14,7 @@ from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.stages import own, runs, training
-from llm_jax.train import loop, parallel
+from llm_jax.train import feeds, parallel
 from llm_jax.types import Apply, Batch, Outputs, Params, TrainState
 
 
@@ -45,7 +45,7 @@ def pretrain(cfg: config.Pretrain, workdir: str, token_loss: Callable) -> TrainS
   if cfg.length < 3:
     raise UserError(f"config.length={cfg.length} must be at least 3 for an encoder-decoder")
   model, place = EncoderDecoder.from_config(shape), parallel.make(cfg.mesh)
-  feed = loop.IteratorFeed(_corrupted(cfg, tokenizer, "train"))
+  feed = feeds.IteratorFeed(_corrupted(cfg, tokenizer, "train"))
   runs.save_shape(workdir, shape)
   return training.train(
     cfg,
@@ -101,7 +101,7 @@ def sft(
     loss_fn=objectives.next_token(apply(start.model, train=True), token_loss),
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed)),
+    feed=feeds.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed)),
     evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
     adapters=training.adapters(cfg.lora),

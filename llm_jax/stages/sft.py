@@ -9,7 +9,7 @@ from llm_jax.data import batches, chat, posttraining, questions
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.losses import objectives
 from llm_jax.stages import own, runs, seq2seq, training
-from llm_jax.train import loop, parallel
+from llm_jax.train import feeds, parallel
 from llm_jax.types import Batch, TrainState
 
 
@@ -43,7 +43,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     loss_fn=objectives.next_token(noisy, token_loss),
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(_endless(train, cfg)),
+    feed=feeds.IteratorFeed(_endless(train, cfg)),
     evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
     adapters=training.adapters(cfg.lora),

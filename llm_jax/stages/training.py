@@ -18,7 +18,7 @@ from llm_jax.models import lora
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import attention
-from llm_jax.train import loop, optim, parallel
+from llm_jax.train import feeds, loop, optim, parallel
 from llm_jax.train.step import StepFn, make_eval_step, make_train_step, state_maker
 from llm_jax.types import Apply, Batch, LossFn, Mean, Outputs, Params, TrainState
 
@@ -66,7 +66,7 @@ def train(
   *,
   loss_fn: LossFn,
   make_params: Callable[[jax.Array], Params],
-  feed: loop.Feed,
+  feed: feeds.Feed,
   place: parallel.Placement,
   loaded: Params | None = None,
   evaluate: Callable[[Params], dict[str, float]] | None = None,
@@ -114,7 +114,7 @@ def train(
       eval_every=cfg.eval_every,
       evaluate=_judging(evaluate, evaluated(cfg.optimizer, place)),
       checkpoint_every=cfg.checkpoint_every,
-      keep=cfg.keep,
+      care=loop.Care(cfg.keep, cfg.keep_every, cfg.hang_after),
       tokens_per_step=cfg.batch * (row_tokens if row_tokens else cfg.length),
       name=pathlib.Path(workdir).name,
       schedule=optim.learning_rate(cfg.optimizer, cfg.steps),

@@ -21,7 +21,7 @@ from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives
 from llm_jax.stages import own, pairs, reference, runs, training
-from llm_jax.train import loop, parallel, processes
+from llm_jax.train import feeds, parallel, processes
 from llm_jax.train.step import StepFn
 from llm_jax.types import Apply, Batch, LossFn, Mean, Params, TrainState, masked_mean
 
@@ -63,7 +63,7 @@ def run(
     loss_fn=objective,
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=loop.IteratorFeed(
+    feed=feeds.IteratorFeed(
       batches.examples(
         encoded["train"], lambda rows: collate(rows, cfg.length), cfg.batch, cfg.seed
       )

@@ -16,6 +16,7 @@ from absl import logging
 
 from llm_jax.errors import UserError
 from llm_jax.train import processes
+from llm_jax.train.faults import Faults
 from llm_jax.types import Params
 
 _MANIFEST = "sha256.json"
@@ -32,10 +33,23 @@ class Checkpoints:
   directory, all call every method: each writes, hashes and reads its part.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2):
-    """Opens `directory`, which is made by the first save."""
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    keep: int = 2,
+    every: int = 0,
+    faults: Faults | None = None,
+  ):
+    """Opens `directory`, which is made by the first save.
+
+    Args:
+      directory: of the checkpoints.
+      keep: how many of the newest stay.
+      every: checkpoints of steps that it divides stay too; 0: none.
+      faults: what tests do to it.
+    """
     self.directory = pathlib.Path(directory).absolute()
-    self._keep = keep
+    self._keep, self._every, self._faults = keep, every, faults or Faults({})
     self._open: ocp.CheckpointManager | None = None
 
   def save(self, step: int, state: Any, extra: dict | None = None) -> None:
@@ -47,6 +61,7 @@ class Checkpoints:
     state = jax.tree.map(_one_copy, state)
     args = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(extra or {})}
     try:
+      self._faults.at_save()
       with _quiet():
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         self._manager.wait_until_finished()
@@ -57,6 +72,7 @@ class Checkpoints:
         f"no space left to save step {step} in {self.directory}; free some and start again: the "
         f"run goes on from step {latest_step(self.directory)}"
       ) from e
+    self._faults.at_save("commit")
     _write_manifest(self.directory / str(step))
 
   def restore(self, like: Any) -> tuple[Any, dict] | None:
@@ -73,6 +89,7 @@ class Checkpoints:
     """
     like = jax.tree.map(_abstract, like)
     while (step := self.latest_step()) is not None:
+      self._faults.at_latest(self.directory / str(step))
       damage = _damage(self.directory / str(step))
       if not damage:
         return self._read(step, like)
@@ -114,6 +131,7 @@ class Checkpoints:
     if self._open is None:
       options = ocp.CheckpointManagerOptions(
         max_to_keep=self._keep,
+        keep_period=self._every or None,
         create=True,
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,

@@ -1,16 +1,14 @@
 """The loop that every stage runs: feed, step, log, evaluate, checkpoint, resume, stop."""
 
-import base64
 import contextlib
-import itertools
 import os
 import pathlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,8 @@ from llm_jax.errors import UserError
 from llm_jax.train import metrics as metrics_lib
 from llm_jax.train import monitor, processes, profile
 from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.faults import Faults
+from llm_jax.train.feeds import Feed
 from llm_jax.train.parallel import Placement
 from llm_jax.types import Batch, Mean, TrainState
 
@@ -31,92 +31,22 @@ class TrainingDiverged(UserError):
   """The loss, the gradient or a parameter is no longer finite."""
 
 
-class Feed(Protocol):
-  """Where batches come from.
+class Care(NamedTuple):
+  """What is kept of a run, and how long it may seem dead.
 
   Attributes:
-    wants_metrics: whether `observe` is called. It costs a wait for the device at every step.
+    keep: the newest checkpoints, so many.
+    keep_every: those of steps that it divides, too; 0: none.
+    hang_after: seconds without a finished update, evaluations apart, after which the stacks of all
+      threads go to stderr and the process ends with code 1; 0: never.
   """
 
-  wants_metrics: bool
-
-  def next(self, state: TrainState) -> Batch:
-    """Returns the next batch, of host arrays. `state` is the newest one, as placed.
-
-    With many processes it is the whole batch, the same in each, or this process' part of the rows
-    (`place.share()`).
-    """
-    ...
-
-  def get_state(self) -> dict:
-    """Returns what `set_state` needs to go on after the last batch given, as JSON."""
-    ...
-
-  def set_state(self, state: dict) -> None:
-    """Goes on where `get_state` was called."""
-    ...
-
-  def observe(self, step: int, metrics: dict[str, float]) -> None:
-    """Is told the metrics of update `step` (from 1)."""
-    ...
-
-  def metrics(self) -> dict[str, float]:
-    """Returns numbers of its own for the next row of metrics."""
-    ...
+  keep: int = 2
+  keep_every: int = 0
+  hang_after: float = 0.0
 
 
-class IteratorFeed:
-  """Batches of an iterator.
-
-  If it has `get_state` and `set_state`, as Grain's have, they are used. Any other iterator must
-  give the same batches every time: a resumed run skips those that were used.
-  """
-
-  wants_metrics = False
-
-  def __init__(self, iterator: Iterable[Batch]):
-    """Takes the iterator (or an iterable, from its start)."""
-    self._iterator = iter(iterator)
-    self._used = 0
-
-  def next(self, state: TrainState) -> Batch:
-    """Returns the next batch.
-
-    Raises:
-      UserError: if there is none.
-    """
-    del state
-    try:
-      batch = next(self._iterator)
-    except StopIteration:
-      raise UserError(
-        f"the data ran out after {self._used} batches; repeat it or lower config.steps"
-      ) from None
-    self._used += 1
-    return batch
-
-  def get_state(self) -> dict:
-    """Returns the iterator's own state, or the number of batches used."""
-    state = {"used": self._used}
-    if hasattr(self._iterator, "get_state"):
-      state["iterator"] = _to_json(self._iterator.get_state())
-    return state
-
-  def set_state(self, state: dict) -> None:
-    """Goes on where `get_state` was called."""
-    if "iterator" in state:
-      self._iterator.set_state(_from_json(state["iterator"]))
-    else:
-      ahead = state["used"] - self._used
-      next(itertools.islice(self._iterator, ahead, ahead), None)
-    self._used = state["used"]
-
-  def observe(self, step: int, metrics: dict[str, float]) -> None:
-    """Learns nothing from metrics."""
-
-  def metrics(self) -> dict[str, float]:
-    """Has no numbers of its own."""
-    return {}
+_USUAL = Care()
 
 
 def fit(
@@ -131,7 +61,7 @@ def fit(
   eval_every: int = 0,
   evaluate: Callable[[TrainState], dict[str, float]] | None = None,
   checkpoint_every: int = 200,
-  keep: int = 2,
+  care: Care = _USUAL,
   tokens_per_step: int = 0,
   name: str = "pretrain",
   schedule: Callable[[int], Any] | None = None,
@@ -145,34 +75,34 @@ def fit(
   processes stop after the same step when one gets a signal, and the first writes and prints.
 
   Args:
-    step_fn: `place.compile(make_train_step(...))`.
-    state: a new state, as `place.init` makes it; its memory is given up.
-    feed, place: where batches come from, and where arrays live.
-    workdir: gets metrics.jsonl, tb/, checkpoints/ and, where it is asked for, profile/.
+    step_fn, state: as `place.compile` and `place.init` make them; the state is used up.
+    feed, place, workdir: where batches come from, where arrays live, and what gets metrics.jsonl,
+      tb/, checkpoints/ and, where it is asked for, profile/.
     steps, log_every: updates in all, and per row of metrics, each the average over them.
     eval_every, evaluate: updates between evaluations (0: none; one at the end); state -> numbers.
-    checkpoint_every, keep: updates between checkpoints, and how many stay. One at the end, too.
-    tokens_per_step: for the throughput; 0: not logged.
-    name, schedule: shown to people; step -> learning rate, logged as "lr".
-    rows: of a whole batch, where the feed gives each process only its part.
+    checkpoint_every, care: updates between checkpoints (one at the end, too), and what stays.
+    tokens_per_step, name: for the throughput (0: it is not logged), and for people.
+    schedule, rows: step -> learning rate, logged as "lr"; of a batch of which each feed has a part.
 
   Raises:
     TrainingDiverged: if what is not finite may not be skipped (guard.py). It is never saved.
     SystemExit: after a signal.
   """
   run = _Run(place, feed, pathlib.Path(workdir), name, log_every, tokens_per_step, schedule, rows)
-  checkpoints = Checkpoints(run.workdir / "checkpoints", keep)
+  checkpoints = Checkpoints(run.workdir / "checkpoints", *care[:2], run.faults)
   with contextlib.closing(checkpoints), _Signals() as signals:
     state, start, saved = run.resume(state, checkpoints)
     if start >= steps:
       return state
     with contextlib.closing(run.open(start)) as writer:
       run.begin(writer, start, steps, saved)
-      with contextlib.closing(run.progress), run.watch:
+      with contextlib.closing(run.progress), run.watch, monitor.Watchdog(care.hang_after) as dog:
         for step in range(start + 1, steps + 1):
+          dog.arm()
           state = run.advance(step_fn, state, step)
           stop, last = run.agreed(signals.received), step == steps
           if evaluate and eval_every and (step % eval_every == 0 or last):
+            dog.disarm()
             run.evaluate(step, evaluate, state)
           if step % checkpoint_every == 0 or last or stop:
             run.save(step, state, checkpoints)
@@ -191,6 +121,7 @@ class _Run:
     self.flight: tuple | None = None  # The step whose metrics were not read yet.
     self.clock, self.waited, self.counted, self.warm = time.monotonic(), 0.0, 0, False
     self.recompilations, self.watch = monitor.Recompilations(name), profile.Watch(workdir, name)
+    self.faults = Faults()
     self.flag: jax.Array | None = None  # The highest signal of all processes, on its way.
 
   def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
@@ -223,7 +154,8 @@ class _Run:
     self.watch.before(step, state)
     before = time.monotonic()
     with profile.mark("feed"):
-      batch = self.place.batch(self.feed.next(state), self.rows)
+      batch = self.faults.at_step(step, self.feed.next(state))
+      batch = self.place.batch(batch, self.rows)
     self.waited += time.monotonic() - before
     with self.recompilations.watch(step, batch):
       state, metrics = step_fn(state, batch)
@@ -290,7 +222,7 @@ class _Run:
     if self.recompilations.count:
       row["time/recompilations"] = self.recompilations.count
     row |= monitor.memory()
-    row["time/unix"] = time.time()
+    row["time/unix"] = self.faults.now()
     self.writer.write(step, row)
     self.progress.note(note)
     self.clock, self.waited, self.counted = now, 0.0, 0
@@ -373,21 +305,3 @@ class _Signals:
     self.received = number
     # No print: it may not be called again while it runs.
     os.write(2, b"\nstopping after this step; once more to stop at once, unsaved\n")
-
-
-def _to_json(value: Any) -> Any:
-  if isinstance(value, bytes):
-    return {"__bytes__": base64.b64encode(value).decode()}
-  if isinstance(value, dict):
-    return {str(k): _to_json(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [_to_json(v) for v in value]
-  return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def _from_json(value: Any) -> Any:
-  if isinstance(value, dict):
-    if value.keys() == {"__bytes__"}:
-      return base64.b64decode(value["__bytes__"])
-    return {k: _from_json(v) for k, v in value.items()}
-  return [_from_json(v) for v in value] if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import faulthandler
 import functools
 import os
 import pathlib
@@ -76,6 +77,36 @@ class Recompilations:
     more = "; more are only counted, as time/recompilations" if self.count == _LOUD else ""
     text = f"{self._name}: the step was compiled again at step {step}: batch {why}{more}"
     print(text, file=sys.stderr, flush=True)
+
+
+class Watchdog:
+  """Ends a process in which nothing happens any more, with the stacks of its threads on stderr.
+
+  What hangs may hold the interpreter's lock, so faulthandler's thread watches, which needs none.
+  """
+
+  def __init__(self, seconds: float):
+    """Takes the patience; 0: it never barks."""
+    self._seconds = seconds
+
+  def arm(self) -> None:
+    """Counts the seconds from now on."""
+    if self._seconds > 0:
+      faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+  def disarm(self) -> None:
+    """Stops counting."""
+    if self._seconds > 0:
+      faulthandler.cancel_dump_traceback_later()
+
+  def __enter__(self) -> "Watchdog":
+    # Not sys.stderr, which may have no file descriptor, as in a notebook.
+    self._file = os.fdopen(os.dup(2), "w")
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self.disarm()
+    self._file.close()
 
 
 @functools.cache

@@ -9,23 +9,23 @@ import sys
 from experiments import _launch
 
 
-def interrupt(loop, at):
+def interrupt(feeds, at):
   """Makes process 1 of two get a signal while step `at` is prepared."""
   import jax
 
-  class Interrupted(loop.IteratorFeed):
+  class Interrupted(feeds.IteratorFeed):
     def next(self, state):
       if self._used == at - 1 and jax.process_index() == jax.process_count() - 1:
         signal.raise_signal(signal.SIGTERM)
       return super().next(state)
 
-  loop.IteratorFeed = Interrupted
+  feeds.IteratorFeed = Interrupted
 
 
 if __name__ == "__main__":
   step, experiment, *flags = sys.argv[1:]
   if int(step):
-    from llm_jax.train import loop
+    from llm_jax.train import feeds
 
-    interrupt(loop, int(step))
+    interrupt(feeds, int(step))
   _launch.main(experiment, [experiment, *flags])

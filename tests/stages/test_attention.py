@@ -9,7 +9,7 @@ from llm_jax.errors import UserError
 from llm_jax.models import selftest
 from llm_jax.models.dot_product import attention as attend
 from llm_jax.stages import attention
-from llm_jax.train import loop
+from llm_jax.train import feeds
 from tests.models import fake_cudnn
 
 T = 8
@@ -30,7 +30,7 @@ def started(batches, dtype="bfloat16", **how):
     out = attend(q, *[q.swapaxes(1, 2)] * 2, segments=segments, max_segments=2, **how)
     return state, {"loss": out.sum()}
 
-  return attention.watched(step, loop.IteratorFeed(batches), "sft")
+  return attention.watched(step, feeds.IteratorFeed(batches), "sft")
 
 
 def test_one_line_before_the_first_step_and_no_test_of_xla(capsys, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from experiments import _launch
 from llm_jax import config
 from llm_jax.stages import dpo, pack, pretrain, reward, sft
-from llm_jax.train import checkpoint, loop, metrics
+from llm_jax.train import checkpoint, feeds, metrics
 from tests.stages import one_of_two
 from tests.stages.conftest import SHAPE, tiny
 from tests.train import two_processes
@@ -91,8 +91,8 @@ def test_two_processes_stop_and_one_goes_on(task, mesh, then, tmp_path):
 def test_one_process_stops_and_two_go_on_twice(task, tmp_path, monkeypatch):
   cfg, whole = task
   with monkeypatch.context() as patch, pytest.raises(SystemExit):
-    patch.setattr(loop, "IteratorFeed", loop.IteratorFeed)
-    one_of_two.interrupt(loop, 2)
+    patch.setattr(feeds, "IteratorFeed", feeds.IteratorFeed)
+    one_of_two.interrupt(feeds, 2)
     pretrain.run(cfg, str(tmp_path))
   tasks = start(3, "pretrain", cfg, tmp_path, "--config.mesh.fsdp=4", devices=2)
   assert [code for code, _ in tasks] == [143, 143], tasks

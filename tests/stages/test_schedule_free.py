@@ -9,7 +9,7 @@ import pytest
 from llm_jax import config
 from llm_jax.losses import objectives, token
 from llm_jax.stages import pretrain, runs, sft, training
-from llm_jax.train import checkpoint, loop, metrics, optim, parallel
+from llm_jax.train import checkpoint, feeds, metrics, optim, parallel
 from tests.stages.conftest import SHAPE, tiny
 from tests.train import toys
 
@@ -35,7 +35,7 @@ def test_what_is_evaluated_and_loaded_is_the_average(kind, tmp_path):
     tmp_path,
     loss_fn=toys.loss_of(toys.Toy()),
     make_params=toys.make_params(toys.Toy()),
-    feed=loop.IteratorFeed(toys.make_batch(n) for n in range(3)),
+    feed=feeds.IteratorFeed(toys.make_batch(n) for n in range(3)),
     place=place,
     evaluate=evaluate,
   )

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from llm_jax import config
-from llm_jax.train import loop, metrics, optim, parallel
+from llm_jax.train import feeds, loop, metrics, optim, parallel
 from llm_jax.train.checkpoint import latest_step
 from llm_jax.train.guard import Guard
 from llm_jax.train.step import make_train_step, state_maker
@@ -121,7 +121,7 @@ def test_every_placement_skips_the_same(mesh):
 
 def fit(tx, workdir, factors, **kwargs):
   place, new_state, step = build(tx)
-  feed = loop.IteratorFeed([batch(n, factor) for n, factor in enumerate(factors, 1)])
+  feed = feeds.IteratorFeed([batch(n, factor) for n, factor in enumerate(factors, 1)])
   options = {"log_every": 1, "name": "toy", "steps": len(factors)} | kwargs
   state = loop.fit(step, new_state(), feed, place=place, workdir=workdir, **options)
   return place.fetch(state.replace(rng=None))

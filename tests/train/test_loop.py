@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.train import checkpoint, loop, metrics
+from llm_jax.train import checkpoint, feeds, loop, metrics
 from tests.train import toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_a_signal_saves_and_exits(number, code, tmp_path):
 def test_a_finished_run_returns_at_once(whole):
   workdir, params = whole
 
-  class NoFeed(loop.IteratorFeed):
+  class NoFeed(feeds.IteratorFeed):
     def next(self, state):
       raise AssertionError("no batch is needed")
 
@@ -113,7 +113,7 @@ def test_rows_are_averages_over_their_interval(whole, tmp_path):
 
 
 def test_divergence_stops_before_anything_is_saved(tmp_path):
-  feed = loop.IteratorFeed(toy_run.batches(poison=10))
+  feed = feeds.IteratorFeed(toy_run.batches(poison=10))
   with pytest.raises(
     loop.TrainingDiverged, match=r"toy diverged at step 10: loss=nan, grad_norm=nan"
   ):
@@ -143,7 +143,7 @@ def test_evaluation_schedule_and_throughput_are_logged(tmp_path):
 
 
 def test_a_feed_may_watch_and_report(tmp_path):
-  class Watcher(loop.IteratorFeed):
+  class Watcher(feeds.IteratorFeed):
     wants_metrics = True
 
     def __init__(self):
@@ -171,7 +171,7 @@ def test_a_feed_may_watch_and_report(tmp_path):
 def test_grain_iterators_are_resumed_by_their_own_state(tmp_path):
   def make():
     dataset = grain.MapDataset.range(100).shuffle(seed=3).repeat().batch(4).to_iter_dataset()
-    return loop.IteratorFeed(dataset)
+    return feeds.IteratorFeed(dataset)
 
   feed = make()
   for _ in range(3):
@@ -185,6 +185,6 @@ def test_grain_iterators_are_resumed_by_their_own_state(tmp_path):
 
 
 def test_data_that_runs_out_is_the_users_error(tmp_path):
-  feed = loop.IteratorFeed(toy_run.toys.make_batch(n) for n in range(2))
+  feed = feeds.IteratorFeed(toy_run.toys.make_batch(n) for n in range(2))
   with pytest.raises(UserError, match="the data ran out after 2 batches"):
     toy_run.run(tmp_path, 5, feed=feed)

@@ -12,7 +12,7 @@ from experiments import _launch
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.scaling import devices
-from llm_jax.train import checkpoint, loop, metrics, monitor, profile
+from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, profile
 from llm_jax.train.proto import Message
 from llm_jax.types import Mean
 from tests.train import toy_run, toys
@@ -65,7 +65,7 @@ def test_a_run_that_goes_on_traces_what_is_left(tmp_path, capsys):
 
 def test_a_run_that_ends_within_the_window_says_so(tmp_path, capsys):
   with profile.steps(range(3, 9)), pytest.raises(UserError, match="ran out"):
-    toy_run.run(tmp_path, 9, feed=loop.IteratorFeed(toys.make_batch(n) for n in range(5)))
+    toy_run.run(tmp_path, 9, feed=feeds.IteratorFeed(toys.make_batch(n) for n in range(5)))
   assert "the run ended in between" in capsys.readouterr().err
   assert not (tmp_path / "profile" / "summary.json").exists()
   assert checkpoint.latest_step(tmp_path / "checkpoints") == 5
@@ -111,7 +111,7 @@ def test_a_step_that_compiles_again_is_counted_and_named(tmp_path, capsys):
 
   place, new_state, _ = toy_run.build()
   sizes = (32, 32, 32, 32, 16, 16, 32, 32)
-  feed = loop.IteratorFeed(toys.make_batch(n, rows) for n, rows in enumerate(sizes))
+  feed = feeds.IteratorFeed(toys.make_batch(n, rows) for n, rows in enumerate(sizes))
   loop.fit(step, new_state(), feed, place=place, workdir=tmp_path, steps=8, log_every=2)
   err = capsys.readouterr().err
   assert err.count("compiled again") == 1  # The second change is to a shape that it knows.

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from llm_jax import config
-from llm_jax.train import loop, parallel
+from llm_jax.train import feeds, loop, parallel
 from llm_jax.train.step import make_train_step, state_maker
 from tests.train import toys
 
@@ -41,10 +41,10 @@ def run(workdir, steps, *, kind="mesh", feed=None, **kwargs):
   """Trains; returns the final state as numpy."""
   place, new_state, step = build(kind)
   options = {"log_every": 4, "checkpoint_every": 5, "name": "toy"} | kwargs
-  feed = feed or loop.IteratorFeed(batches())
+  feed = feed or feeds.IteratorFeed(batches())
   state = loop.fit(step, new_state(), feed, place=place, workdir=workdir, steps=steps, **options)
   return place.fetch(state.params)
 
 
 if __name__ == "__main__":
-  run(pathlib.Path(sys.argv[1]), int(sys.argv[2]), feed=loop.IteratorFeed(batches(0.02)))
+  run(pathlib.Path(sys.argv[1]), int(sys.argv[2]), feed=feeds.IteratorFeed(batches(0.02)))

@@ -18,7 +18,7 @@ import optax
 
 from llm_jax import config
 from llm_jax.data import batches
-from llm_jax.train import distributed, loop, parallel, processes
+from llm_jax.train import distributed, feeds, loop, parallel, processes
 from llm_jax.train.step import make_train_step, state_maker
 from tests.train import toys
 
@@ -69,7 +69,7 @@ def write_documents(path):
   batches.write_tokens(path, documents, toys.VOCAB)
 
 
-class Interrupted(loop.IteratorFeed):
+class Interrupted(feeds.IteratorFeed):
   """Gets a signal while it gives its third batch."""
 
   def next(self, state):
@@ -89,7 +89,7 @@ def build(data, fsdp):
   return place, lambda: copy(first), step
 
 
-def run(folder, name, steps, data=1, fsdp=1, make_feed=loop.IteratorFeed):
+def run(folder, name, steps, data=1, fsdp=1, make_feed=feeds.IteratorFeed):
   """Trains `folder`/`name` up to `steps`; its losses are in metrics.jsonl."""
   place, new_state, step = build(data, fsdp)
   feed = make_feed(batches.pack_documents(folder / "tokens", LENGTH, ROWS, seed=1))
@@ -106,7 +106,7 @@ def main(folder):
     raise RuntimeError("states of their own were mixed up")
   run(folder, "one", 8, fsdp=2)
   run(
-    folder, "two", 100, fsdp=2, make_feed=Interrupted if jax.process_index() else loop.IteratorFeed
+    folder, "two", 100, fsdp=2, make_feed=Interrupted if jax.process_index() else feeds.IteratorFeed
   )
 
 

@@ -10,6 +10,7 @@ import jax
 import optax
 
 from llm_jax import config
+from llm_jax.errors import UserError
 from llm_jax.train import feeds, loop, parallel
 from llm_jax.train.step import make_train_step, state_maker
 from tests.train import toys
@@ -47,4 +48,10 @@ def run(workdir, steps, *, kind="mesh", feed=None, **kwargs):
 
 
 if __name__ == "__main__":
-  run(pathlib.Path(sys.argv[1]), int(sys.argv[2]), feed=feeds.IteratorFeed(batches(0.02)))
+  directory, count, *patience = sys.argv[1:]
+  care = loop.Care(keep=3, hang_after=float(patience[0]) if patience else 0.0)
+  try:
+    run(pathlib.Path(directory), int(count), feed=feeds.IteratorFeed(batches(0.02)), care=care)
+  except UserError as error:
+    print("error:", error, file=sys.stderr)
+    sys.exit(2)

@@ -5,6 +5,7 @@ import json
 import logging as std_logging
 import os
 import pathlib
+import shutil
 import types
 from typing import Any
 
@@ -56,9 +57,10 @@ class Checkpoints:
     """Writes `state` (a pytree of arrays) and `extra` (JSON) under `step`; returns when committed.
 
     Raises:
-      UserError: if the disk is full.
+      UserError: if the disk is full, or would be: then nothing is written.
     """
     state = jax.tree.map(_one_copy, state)
+    self._check_space(step, state)
     args = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(extra or {})}
     try:
       self._faults.at_save()
@@ -68,12 +70,24 @@ class Checkpoints:
     except Exception as e:
       if "No space left" not in str(e):
         raise
-      raise UserError(
-        f"no space left to save step {step} in {self.directory}; free some and start again: the "
-        f"run goes on from step {latest_step(self.directory)}"
-      ) from e
+      raise self._full(step, "no space left") from e
     self._faults.at_save("commit")
     _write_manifest(self.directory / str(step))
+
+  def _check_space(self, step: int, state: Any) -> None:
+    """A save that cannot be finished would leave a full disk to everyone."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
+    place = next(p for p in (self.directory, *self.directory.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+      raise self._full(step, f"{needed:,} bytes are needed and {free:,} are free")
+
+  def _full(self, step: int, why: str) -> UserError:
+    before = latest_step(self.directory)
+    goes_on = f"goes on from step {before}" if before is not None else "begins anew"
+    return UserError(
+      f"{why} to save step {step} in {self.directory}; free some and start again: the run {goes_on}"
+    )
 
   def restore(self, like: Any) -> tuple[Any, dict] | None:
     """Returns (state, extra) of the newest whole checkpoint, or None if there is none.
@@ -240,7 +254,8 @@ def _damage(step_dir: pathlib.Path) -> str:
   One without a manifest was committed right before the process was killed: it is whole.
   """
   manifest = step_dir / _MANIFEST
-  found = processes.agree(manifest.read_text() if manifest.exists() else "{}")
+  text = manifest.read_text(errors="replace") if manifest.exists() else "{}"
+  found = processes.agree(text)
   try:
     hashes = json.loads(found)
   except ValueError:

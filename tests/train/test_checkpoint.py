@@ -1,6 +1,8 @@
 """Checkpoints: exact, kept in number, checked, readable on another mesh and without a state."""
 
+import shutil
 import time
+import types
 
 import jax
 import numpy as np
@@ -107,6 +109,18 @@ def test_a_flipped_bit_is_found_and_the_previous_checkpoint_used(tmp_path):
   checkpoints.save(2, new_state(4))  # The step can be written again.
   checkpoints.close()
   assert latest_step(tmp_path) == 2
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(tmp_path, monkeypatch):
+  made = Checkpoints(tmp_path / "c")
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
+  with pytest.raises(UserError, match="bytes are needed and 100 are free to save step 1 .* anew"):
+    made.save(1, new_state(1))
+  assert not (tmp_path / "c").exists()
+  monkeypatch.undo()
+  made.save(1, new_state(1))
+  assert made.latest_step() == 1
+  made.close()
 
 
 def test_an_unfinished_save_is_no_checkpoint(tmp_path):

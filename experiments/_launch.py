@@ -31,6 +31,8 @@ FLAG_HELP = {
   "workdir": "where the run is written; the same command again continues it",
   "dry_run": "print the resolved config, parameters, FLOPs and memory; run nothing",
   "profile": "10:13 traces steps 10, 11 and 12 of each training into profile/ of its directory",
+  "rewind_to": "a step with a checkpoint: the run is taken back to it, once, and goes on",
+  "skip_batches": "400:450 leaves out batches 400 to 449 from --rewind_to on",
   "coordinator": "host:port of process 0, the same for all processes of a run (docs/cluster.md)",
   "num_processes": "how many processes there are; 1: this one is alone",
   "process_id": "the number of this one, from 0",
@@ -101,7 +103,7 @@ def _launch(
     print(usage(stage, default))
     return
   check_overrides(argv[1:], default)
-  cfg, workdir, dry_run, profile, join, overrides = parse(argv, path, default)
+  cfg, workdir, dry_run, profile, join, overrides, back = parse(argv, path, default)
   validate(cfg)
   steps = profiled(profile, stage, cfg)
   if dry_run:
@@ -117,6 +119,7 @@ def _launch(
   settings |= compiling.cache(many)
   with _first(many, lambda: rundir.launch(cfg, workdir, overrides, argv, settings)):
     module = importlib.import_module(f"llm_jax.stages.{stage}")
+    _rewind(stage, cfg, workdir, **back)
     with _profiling(steps):
       module.run(cfg, workdir, **swap)
   if after:
@@ -203,6 +206,7 @@ class Command(NamedTuple):
   profile: str
   join: dict[str, Any]
   overrides: dict[str, Any]
+  rewind: dict[str, Any]
 
 
 def parse(
@@ -224,9 +228,11 @@ def parse(
     holder = config_flags.DEFINE_config_file(
       "config", path, FLAG_HELP["config"], values, sys_argv=list(argv)
     )
-    for name in ("workdir", "profile", "coordinator"):
+    for name in ("workdir", "profile", "coordinator", "skip_batches"):
       flags.DEFINE_string(name, "", FLAG_HELP[name], values)
-    for name, usual in (("num_processes", None), ("process_id", None), ("start_timeout", 300)):
+    for name, usual in (
+      ("num_processes", None), ("process_id", None), ("start_timeout", 300), ("rewind_to", None),
+    ):  # fmt: skip
       flags.DEFINE_integer(name, usual, FLAG_HELP[name], flag_values=values)
     flags.DEFINE_bool("dry_run", False, FLAG_HELP["dry_run"], values)
     stray = values(list(argv))[1:]
@@ -243,8 +249,9 @@ def parse(
   join = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
   join["timeout"] = values.start_timeout
   return Command(
-    holder.value, values.workdir, values.dry_run, values.profile, join, dict(overrides)
-  )
+    holder.value, values.workdir, values.dry_run, values.profile, join, dict(overrides),
+    {"to": values.rewind_to, "skip": values.skip_batches},
+  )  # fmt: skip
 
 
 def profiled(text: str, stage: str, cfg: Any) -> range | None:
@@ -324,6 +331,24 @@ def _profiling(steps: range | None) -> contextlib.AbstractContextManager:
   from llm_jax.train import profile
 
   return profile.steps(steps)
+
+
+def _rewind(stage: str, cfg: Any, workdir: str, to: int | None, skip: str) -> None:
+  """Takes a run back, if that is asked for.
+
+  Raises:
+    UserError: if it trains several models or none, or has no such checkpoint.
+  """
+  from llm_jax.train import processes, rewind
+
+  numbers = rewind.parse(skip)
+  if to is None:
+    if skip:
+      raise UserError(f"--skip_batches={skip} needs --rewind_to, the step from which they go")
+    return
+  if not any(part is cfg for part in _plan.stages(stage, cfg).values()):
+    raise UserError(f"--rewind_to={to}: give it to a stage's own experiment, not to {stage}")
+  processes.first(lambda: rewind.apply(workdir, to, numbers))
 
 
 def _start(stage: str, join: Mapping[str, Any]) -> int:

@@ -84,7 +84,8 @@ class Ppo(Online):
   reward: str = "runs/quickstart/reward"  # A reward model: the score and the critic's start; "".
   score: str = ""  # What answers are worth; "": what `reward` says.
   rollouts: int = 64  # Answers per iteration.
-  old_logps: str = "learner"  # Or "sampler": log-probs as they were drawn, one forward less.
+  # Or "sampler": log-probs as they were drawn, and a shared critic's values: one forward less.
+  old_logps: str = "learner"
   # The critic's decoder begins as that of "reward" or of the "policy"; "shared": it is the policy.
   critic: str = "reward"
   critic_head: str = "zero"  # Or "reward": the critic starts as the whole reward model.

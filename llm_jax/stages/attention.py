@@ -1,7 +1,7 @@
 """What computes a run's attention: said and tested before its first step, and rows that fit it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,9 @@ class _Rows:
         self._count(np.asarray(leaf))
     self.check()
     return batch
+
+  def skip(self, numbers: Sequence[range]) -> None:
+    self._feed.skip(numbers)
 
   def get_state(self) -> dict:
     return self._feed.get_state()

@@ -1,12 +1,13 @@
 """Online learning as a feed: sample -> score -> label, cut into minibatches for the one step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from llm_jax.errors import UserError
 from llm_jax.train import feeds
 from llm_jax.types import Batch, TrainState
 
@@ -59,6 +60,14 @@ class OnlineFeed:
     index = self._order(self._used)
     self._used += 1
     return jax.tree.map(lambda x: x[index], self._rollout)
+
+  def skip(self, numbers: Sequence[range]) -> None:
+    """Cannot: what it gives follows from the policy.
+
+    Raises:
+      UserError: always.
+    """
+    raise UserError("--skip_batches is for stages that read their batches; this one draws answers")
 
   def metrics(self) -> dict[str, float]:
     """Means over the rollouts since the last call; empty if there was none."""
@@ -127,6 +136,10 @@ class Beside:
   def next(self, state: TrainState) -> Batch:
     """The next batch of both."""
     return dict(self.feed.next(state)) | {self.key: self.other.next(state)}
+
+  def skip(self, numbers: Sequence[range]) -> None:
+    """As the first feed does."""
+    self.feed.skip(numbers)
 
   def metrics(self) -> dict[str, float]:
     """Those of the first feed."""

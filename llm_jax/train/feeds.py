@@ -2,7 +2,7 @@
 
 import base64
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,14 @@ class Feed(Protocol):
     """Goes on where `get_state` was called."""
     ...
 
+  def skip(self, numbers: Sequence[range]) -> None:
+    """Leaves out the batches of these numbers, counted from 1 over the whole run.
+
+    Raises:
+      UserError: if it makes its batches itself.
+    """
+    ...
+
   def observe(self, step: int, metrics: dict[str, float]) -> None:
     """Is told the metrics of update `step` (from 1)."""
     ...
@@ -58,6 +66,7 @@ class IteratorFeed:
     """Takes the iterator (or an iterable, from its start)."""
     self._iterator = iter(iterator)
     self._used = 0
+    self._skipped: Sequence[range] = ()
 
   def next(self, state: TrainState) -> Batch:
     """Returns the next batch.
@@ -66,6 +75,11 @@ class IteratorFeed:
       UserError: if there is none.
     """
     del state
+    while any(self._used + 1 in numbers for numbers in self._skipped):
+      self._draw()
+    return self._draw()
+
+  def _draw(self) -> Batch:
     try:
       batch = next(self._iterator)
     except StopIteration:
@@ -74,6 +88,10 @@ class IteratorFeed:
       ) from None
     self._used += 1
     return batch
+
+  def skip(self, numbers: Sequence[range]) -> None:
+    """Draws the batches of these numbers without giving them."""
+    self._skipped = numbers
 
   def get_state(self) -> dict:
     """Returns the iterator's own state, or the number of batches used."""

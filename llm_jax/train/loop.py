@@ -16,7 +16,7 @@ import numpy as np
 
 from llm_jax.errors import UserError
 from llm_jax.train import metrics as metrics_lib
-from llm_jax.train import monitor, processes, profile
+from llm_jax.train import monitor, processes, profile, rewind
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.faults import Faults
 from llm_jax.train.feeds import Feed
@@ -145,6 +145,8 @@ class _Run:
     primary = processes.primary()
     progress = metrics_lib.Progress(self.name, start, steps) if primary else metrics_lib.Silent()
     self.writer, self.progress = writer, progress
+    if numbers := rewind.skipped(self.workdir):
+      self.feed.skip(numbers)
     if saved:
       self.feed.set_state(processes.own(saved["feed"]))
       sums = {k: Mean(*(np.asarray(x, np.float32) for x in v)) for k, v in saved["sums"].items()}

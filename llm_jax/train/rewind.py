@@ -1,0 +1,82 @@
+"""A run that is taken back to an earlier checkpoint, and leaves out batches after it.
+
+PaLM went on from some hundred steps before a spike of the loss, without the batches around it
+(Chowdhery et al. 2022, arXiv:2204.02311, sec. 5.1).
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+
+from llm_jax import rundir
+from llm_jax.errors import UserError
+from llm_jax.train import processes
+
+_RECORD = "rewound.json"
+
+
+def parse(text: str) -> range:
+  """Returns the numbers of batches that "a:b" names, b not among them; none of "".
+
+  Raises:
+    UserError: if it is none.
+  """
+  match = re.fullmatch(r"(\d+):(\d+)", text)
+  found = range(int(match[1]), int(match[2])) if match else range(0)
+  if text and not (found and found.start):
+    raise UserError(
+      f"--skip_batches={text}: two numbers are needed, the first at least 1 and below the second: "
+      "--skip_batches=400:450 leaves out batches 400 to 449, counted from 1"
+    )
+  return found
+
+
+def apply(workdir: str | os.PathLike, to: int, skip: range) -> None:
+  """Sets aside the checkpoints after step `to`, and notes which batches are left out from now on.
+
+  The same once more changes nothing: a command may be started again as it is.
+
+  Args:
+    workdir: of a training stage.
+    to: a step that has a checkpoint.
+    skip: numbers of batches, counted from 1 over the whole run.
+
+  Raises:
+    UserError: if there is no such checkpoint.
+  """
+  path = pathlib.Path(workdir)
+  done = _read(path)
+  entry = {"to": to, "skip": [skip.start, skip.stop] if skip else []}
+  if entry in done:
+    processes.say(f"{path.name}: was taken back to step {to} before, and goes on")
+    return
+  folder = path / "checkpoints"
+  steps = (
+    sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+  )
+  if to not in steps:
+    known = ", ".join(map(str, steps)) or "none"
+    raise UserError(
+      f"--rewind_to={to}: {folder} has no checkpoint of this step, only {known}; "
+      "config.keep and config.keep_every say which ones stay"
+    )
+  for step in steps:
+    if step > to:
+      aside = folder / f"{step}.rewound"
+      shutil.rmtree(aside, ignore_errors=True)
+      os.replace(folder / str(step), aside)
+  rundir.write_json(path / _RECORD, [*done, entry])
+  processes.say(f"{path.name}: taken back to step {to}")
+
+
+def skipped(workdir: str | os.PathLike) -> list[range]:
+  """The batches that a run leaves out."""
+  entries = processes.agree(_read(pathlib.Path(workdir)))
+  return [range(*entry["skip"]) for entry in entries if entry["skip"]]
+
+
+def _read(path: pathlib.Path) -> list[dict]:
+  record = path / _RECORD
+  return json.loads(record.read_text()) if record.exists() else []

@@ -34,6 +34,36 @@ export function fill(element, ...children) {
   element.replaceChildren(...children.flat().filter((child) => child !== null));
 }
 
+const FOCUSED = "a, button, summary";
+
+// Like `fill`, but what says the same as before stays as it is; what is new takes over the focus.
+export function refill(element, ...children) {
+  const made = children.flat().filter((child) => child !== null);
+  const old = [...element.children];
+  made.forEach((child, i) => {
+    if (!old[i]) element.append(child);
+    else if (!old[i].isEqualNode(child)) swap(old[i], child);
+  });
+  for (const child of old.slice(made.length)) child.remove();
+}
+
+function swap(old, made) {
+  const held = [...old.querySelectorAll(FOCUSED)].indexOf(document.activeElement);
+  old.replaceWith(made);
+  if (held >= 0) made.querySelectorAll(FOCUSED)[held]?.focus();
+}
+
+// What of a run is done: a text that changes when there may be something new to load.
+export function finished(state) {
+  return [state.run, ...state.stages.filter((stage) => stage.state === "done").map((stage) => stage.name)].join();
+}
+
+// Says that something is missing for as long as it is.
+export function missing(place, text, is) {
+  if (is) place.textContent = text;
+  else if (place.textContent === text) place.textContent = "";
+}
+
 export function real(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
@@ -99,10 +129,11 @@ export function select(options, attributes = {}) {
   return h("select", attributes, options.map(([value, text]) => h("option", { value }, text ?? value)));
 }
 
-// Replaces the options of a select and keeps the choice, if it is still there.
+// Replaces the options of a select and keeps the choice, if it is still there. A menu that is open
+// stays open as long as nothing changes.
 export function choose(element, options, preferred = "") {
   const before = element.value || preferred;
-  fill(element, options.map(([value, text]) => h("option", { value }, text ?? value)));
+  refill(element, options.map(([value, text]) => h("option", { value }, text ?? value)));
   const values = options.map(([value]) => value);
   element.value = values.includes(before) ? before : values.includes(preferred) ? preferred : (values[0] ?? "");
 }

@@ -10,14 +10,21 @@ import * as training from "./pages/training.js";
 
 const PAGES = { pipeline, data, next, compare, reward, training, scaling };
 
+const AGAIN = 3000; // Milliseconds until a server that refused is asked again.
+
 const app = {
   state: null, // The latest, see /api/run.
   run: "", // Whose pipeline is shown; models and data are the first one's.
   open: {}, // Page -> what its `mount` returned.
 };
 
+function current() {
+  const name = location.hash.slice(1);
+  return Object.hasOwn(PAGES, name) ? name : "pipeline";
+}
+
 function show() {
-  const name = location.hash.slice(1) in PAGES ? location.hash.slice(1) : "pipeline";
+  const name = current();
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
@@ -42,28 +49,46 @@ function heard(state) {
   } else name.textContent = state.run;
   const running = state.stages.filter((stage) => stage.state === "running");
   const done = state.stages.filter((stage) => stage.state === "done").length;
-  const told = running.length ? `running: ${running.map((stage) => stage.title).join(", ")}` : "";
-  fill(
-    document.getElementById("run-state"),
-    h("i", { class: running.length ? "dot live" : "dot" }),
-    [told, `${done} of ${state.stages.length} stages done`].filter(Boolean).join(" · "),
-  );
-  show();
+  const told = [
+    state.gone ? "its directory is gone" : "",
+    running.length ? `running: ${running.map((stage) => stage.title).join(", ")}` : "",
+    `${done} of ${state.stages.length} stages done`,
+    state.run === state.runs[0] ? "" : `models and data are those of ${state.runs[0]}`,
+  ];
+  tell(told.filter(Boolean).join(" · "), running.length > 0);
+  if (!app.open[current()]) show();
   for (const page of Object.values(app.open)) page.update?.(state);
 }
 
+// A line that is read aloud when it changes, and only then.
+function tell(text, live) {
+  const place = document.getElementById("run-state");
+  if (place.textContent !== text) fill(place, h("i", {}), text);
+  place.firstChild.className = live ? "dot live" : "dot";
+}
+
 let source = null;
+let later = 0;
 
 function watch(run) {
-  source?.close();
+  unwatch();
   app.run = run;
   source = new EventSource(`/api/events?${new URLSearchParams({ run })}`);
   source.onmessage = (event) => heard(JSON.parse(event.data));
   source.onerror = () => {
-    document.getElementById("run-state").textContent = "The server does not answer; trying again.";
+    tell("The server does not answer; trying again.", false);
+    // A browser asks again by itself unless it was refused.
+    if (source.readyState === EventSource.CLOSED) later = setTimeout(() => watch(run), AGAIN);
   };
 }
 
+function unwatch() {
+  clearTimeout(later);
+  source?.close();
+}
+
+// All tabs of a browser share six connections to a server: one that nobody sees gives its own back.
+document.addEventListener("visibilitychange", () => (document.hidden ? unwatch() : watch(app.run)));
 addEventListener("hashchange", show);
 show();
-watch("");
+if (!document.hidden) watch("");

@@ -24,8 +24,9 @@ function smoothed(values, weight) {
   });
 }
 
-// series: [{label, color, dashed, x: [], y: []}]. Returns {element, redraw, destroy}.
-export function plot({ title, hint, series, clock, smooth, sync }) {
+// series: [{label, color, dashed, x: [], y: []}]; axis: "time" or "step"; zoom: {min, max} of it to
+// begin with, or null. Returns {element, redraw, destroy, zoom}.
+export function plot({ title, axis, zoom, hint, series, smooth, sync }) {
   const cells = series.map(() => h("b", {}));
   const legend = h("div", { class: "legend" }, series.map((one, i) =>
     h("span", {}, h("i", { class: one.dashed ? "dash dashed" : "dash", style: { background: `var(--${one.color})`, color: `var(--${one.color})` } }), one.label, cells[i])));
@@ -44,10 +45,16 @@ export function plot({ title, hint, series, clock, smooth, sync }) {
     });
   }
 
+  function zoomed({ min, max }) {
+    const [first, last] = [joined[0][0], joined[0].at(-1)];
+    zoom = min > first || max < last ? { min, max } : null;
+  }
+
   function redraw(weight = smooth()) {
     const width = place.clientWidth;
     if (!width) return;
     chart?.destroy();
+    const before = zoom; // A chart that is made shows all, and says so.
     const data = [joined[0], ...joined.slice(1).map((values) => (series[0].y.length < 30 ? values : smoothed(values, weight)))];
     const axisOf = { stroke: color("soft"), font: "11px system-ui, sans-serif", grid: { stroke: color("line"), width: 1 }, ticks: { show: false } };
     chart = new uPlot({
@@ -58,13 +65,14 @@ export function plot({ title, hint, series, clock, smooth, sync }) {
         points: { show: one.y.filter((value) => value !== null).length < 4, size: 5, fill: color(one.color) },
       }))],
       axes: [
-        { ...axisOf, size: 26, space: 64, values: (u, at) => at.map((value) => (clock ? duration(value) : real(value))) },
+        { ...axisOf, size: 26, space: 64, values: (u, at) => at.map((value) => (axis === "time" ? duration(value) : real(value))) },
         { ...axisOf, size: 52, space: 26, values: (u, at) => at.map((value) => real(value)) },
       ],
-      hooks: { setCursor: [(u) => told(u.cursor.idx ?? null)] },
+      hooks: { setCursor: [(u) => told(u.cursor.idx ?? null)], setScale: [(u, key) => key === "x" && zoomed(u.scales.x)] },
     }, data, place);
+    if (before) chart.setScale("x", before);
     told(null);
   }
 
-  return { element, redraw, place, destroy: () => chart?.destroy() };
+  return { element, redraw, title, axis, zoom: () => zoom, destroy: () => chart?.destroy() };
 }

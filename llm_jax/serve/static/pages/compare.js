@@ -1,6 +1,6 @@
 // One prompt, every stage's answer side by side, token by token.
 import { get, stream, trying } from "../api.js";
-import { choose, field, fill, h, percent, real, select, slider } from "../dom.js";
+import { choose, field, fill, finished, h, missing, percent, real, refill, select, slider } from "../dom.js";
 
 const WORDS = {
   pretrain: "base model: it goes on with the text",
@@ -31,7 +31,6 @@ class Page {
     this.answers = h("div", { class: "answers" });
     this.button = h("button", { type: "submit", class: "main" }, "Answer");
     this.build(section);
-    this.loadExamples();
   }
 
   build(section) {
@@ -50,8 +49,8 @@ class Page {
   }
 
   async loadExamples() {
-    const found = await trying(this.error, () => get("/api/examples"));
-    fill(this.examples, (found?.questions ?? []).map((text) =>
+    const found = await get("/api/examples").catch(() => null); // Without them it works too.
+    refill(this.examples, (found?.questions ?? []).map((text) =>
       h("button", { type: "button", onclick: () => (this.prompt.value = text) }, text.split("\n")[0])));
   }
 
@@ -62,7 +61,11 @@ class Page {
       this.length.max = state.max_new;
       this.length.dispatchEvent(new Event("input")); // It may have been cut to the limit.
     }
-    if (!names.length) this.error.textContent = "No model is trained yet; it appears here when it is.";
+    missing(this.error, "No model is trained yet; it appears here when it is.", !names.length);
+    if (this.done !== finished(state)) {
+      this.done = finished(state);
+      this.loadExamples(); // There may be more of them.
+    }
     if (names.join() === this.known) return;
     this.known = names.join();
     const off = new Set([...this.models.querySelectorAll("input:not(:checked)")].map((box) => box.value));
@@ -75,11 +78,13 @@ class Page {
     if (this.stop) return this.stop.abort();
     const models = [...this.models.querySelectorAll("input:checked")].map((box) => box.value);
     if (!models.length) return (this.error.textContent = "Choose a model.");
-    this.columns = new Map(models.map((name) => [name, new Column(name)]));
+    const reference = this.reference.value;
+    this.columns = new Map(models.map((name) => [name, new Column(name, reference)]));
     fill(this.answers, [...this.columns.values()].map((column) => column.element));
     this.stop = new AbortController();
     this.button.textContent = "Stop";
     await trying(this.error, () => stream("/api/compare", this.body(models), (found) => this.hear(found), this.stop.signal));
+    for (const column of this.columns.values()) column.left();
     this.stop = null;
     this.button.textContent = "Answer";
     return null;
@@ -97,7 +102,7 @@ class Page {
     const column = this.columns.get(found.model);
     if (!column) return;
     if (found.tokens) column.add(found);
-    else column.measure(found, this.colour.value, this.reference.value);
+    else column.measure(found, this.colour.value);
   }
 
   recolour() {
@@ -106,7 +111,8 @@ class Page {
 }
 
 class Column {
-  constructor(name) {
+  constructor(name, reference) {
+    this.reference = reference;
     this.text = h("p", { class: "text", "aria-live": "polite" });
     this.note = h("p", { class: "note" }, "waiting");
     this.tokens = [];
@@ -126,7 +132,13 @@ class Column {
     this.note.textContent = reason ? this.reason : `${this.tokens.length} tokens …`;
   }
 
-  measure(numbers, colour, reference) {
+  // Nothing more comes.
+  left() {
+    if (!this.reason) this.note.textContent = `${this.tokens.length} tokens, stopped`;
+  }
+
+  measure(numbers, colour) {
+    const { reference } = this;
     this.numbers = numbers;
     if (numbers.logps.length > this.tokens.length) {
       const end = h("span", { class: "control", "aria-label": "end of the answer" }, "end");

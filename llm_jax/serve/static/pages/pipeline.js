@@ -1,27 +1,34 @@
 // The stages of a run: how far each is, how long it took, what it found, what it wrote.
-import { bar, count, duration, fill, h, percent, real } from "../dom.js";
+import { bar, count, duration, h, missing, percent, real, refill } from "../dom.js";
 
 const SIGNS = { done: "✓", running: "●", stopped: "!", waiting: "○" };
 const HUES = { pretrain: "base", sft: "sft", reward: "reward", reward_shuffled: "reward", dpo: "dpo", ppo: "ppo", grpo: "ppo", online_dpo: "dpo", rejection: "sft" };
 
 export function mount(section, app) {
   const list = h("ol", { class: "stages" });
+  const none = h("p", { class: "missing" });
   const top = h("p", { class: "links" });
   section.append(
     h("h2", {}, "Pipeline"),
     h("p", { class: "lead" }, "Each stage begins from what the ones before it left. The page follows the run while it trains."),
     top,
     list,
+    none,
   );
-  return { update: (state) => update(list, top, state, app) };
+  return {
+    update: (state) => {
+      update(list, top, state, app);
+      missing(none, "No stage of a run is in this directory yet. A stage alone is shown with the directory that it is in.", !state.stages.length);
+    },
+  };
 }
 
 function update(list, top, state, app) {
   const own = state.files.filter((name) => !name.includes("/"));
-  fill(top, own.length ? ["Files of the run: ", ...links(own, app.run, "")] : []);
+  refill(top, own.length ? h("span", {}, "Files of the run: ", links(own, app.run, "")) : null);
   // What a reader opened stays open.
   const open = new Set([...list.querySelectorAll("details[open]")].map((one) => one.dataset.stage));
-  fill(list, state.stages.map((stage) => row(stage, state, app, open)));
+  refill(list, state.stages.map((stage) => row(stage, state, app, open)));
 }
 
 function row(stage, state, app, open) {

@@ -1,6 +1,6 @@
 // Two answers before the reward model: their scores, what moved them, and your own verdict.
 import { get, post, trying } from "../api.js";
-import { choose, field, fill, h, percent, real, select, visible } from "../dom.js";
+import { choose, field, fill, finished, h, missing, percent, real, refill, select, visible } from "../dom.js";
 
 export function mount(section) {
   const page = new Page(section);
@@ -19,7 +19,7 @@ class Page {
     this.saved = h("p", { class: "note", role: "status" });
     this.examples = h("div", { class: "examples" });
     this.build(section);
-    this.loadExamples();
+    for (const input of [this.model, this.prompt, ...this.texts]) input.addEventListener("input", () => this.clear());
   }
 
   build(section) {
@@ -37,22 +37,31 @@ class Page {
   }
 
   async loadExamples() {
-    const found = await trying(this.error, () => get("/api/examples"));
+    const found = await get("/api/examples").catch(() => null); // Without them it works too.
     const pairs = found?.pairs ?? [];
-    fill(this.examples, pairs.map((pair) => h("button", { type: "button", onclick: () => this.put(pair) }, `${pair.kind}: ${pair.prompt.split("\n")[0]}`)));
-    if (pairs.length && !this.prompt.value) this.put(pairs[0]);
+    refill(this.examples, pairs.map((pair) => h("button", { type: "button", onclick: () => this.put(pair) }, `${pair.kind}: ${pair.prompt.split("\n")[0]}`)));
+    if (pairs.length && !this.prompt.value && !this.answers().join("")) this.put(pairs[0]);
   }
 
   put(pair) {
     this.prompt.value = pair.prompt;
     [pair.chosen, pair.rejected].forEach((text, i) => (this.texts[i].value = text));
+    this.clear();
+  }
+
+  // What was said is of other texts; the answer to come would be too.
+  clear() {
+    this.asking?.abort();
     fill(this.verdict);
     this.results.forEach((box) => fill(box));
   }
 
   update(state) {
     choose(this.model, state.judges.map((name) => [name]));
-    if (!state.judges.length) this.error.textContent = "No reward model is trained yet; it appears here when it is.";
+    missing(this.error, "No reward model is trained yet; it appears here when it is.", !state.judges.length);
+    if (this.done === finished(state)) return;
+    this.done = finished(state);
+    this.loadExamples(); // There may be more of them.
   }
 
   answers() {
@@ -62,7 +71,10 @@ class Page {
   async submit(event) {
     event.preventDefault();
     const body = { model: this.model.value, prompt: this.prompt.value, answers: this.answers() };
-    const found = await trying(this.error, () => post("/api/judge", body));
+    this.asking?.abort();
+    this.asking = new AbortController();
+    const { signal } = this.asking;
+    const found = await trying(this.error, () => post("/api/judge", body, signal));
     if (!found) return;
     const most = Math.max(...found.tokens.flat().map((one) => Math.abs(one.moved)), 1e-6);
     found.tokens.forEach((tokens, i) => fill(this.results[i], this.score(found, i), h("p", { class: "text" }, tokens.map((one) => moved(one, most)))));
@@ -79,11 +91,22 @@ class Page {
 
   async vote(better) {
     const body = { prompt: this.prompt.value, answers: this.answers(), better };
+    const given = JSON.stringify(body);
+    if (given === this.given) return; // A click too many.
+    this.given = given;
     const found = await trying(this.error, () => post("/api/vote", body));
-    if (!found) return;
+    if (!found) {
+      this.given = "";
+      return;
+    }
     fill(this.saved, `Saved: ${found.votes} ${found.votes === 1 ? "vote" : "votes"} in `, h("code", {}, found.file), ". A reward model on them: ",
-      h("code", {}, `python -m experiments.reward --workdir=runs/votes --config.preferences=${found.file}`));
+      h("code", {}, `python -m experiments.reward --workdir=runs/votes --config.preferences=${quoted(found.file)}`));
   }
+}
+
+// A path as a shell takes it.
+function quoted(path) {
+  return /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
 }
 
 function moved(one, most) {

@@ -10,7 +10,7 @@ const SHOWN = 12; // Charts at first.
 
 export function mount(section, app) {
   const page = new Page(section, app);
-  return { update: (state) => page.update(state), shown: () => page.draw() };
+  return { update: (state) => page.update(state), shown: () => page.shown() };
 }
 
 class Page {
@@ -38,19 +38,25 @@ class Page {
       this.error, this.panels, h("div", { class: "buttons" }, this.more), this.trades,
     );
     document.documentElement.addEventListener("themechange", () => this.redraw());
-    new ResizeObserver(() => this.redraw()).observe(this.panels);
+    new ResizeObserver(() => this.resized()).observe(this.panels);
   }
 
-  async update(state) {
+  update(state) {
     const boxes = state.runs.length > 1;
     if (this.known !== state.runs.join()) {
       this.known = state.runs.join();
       fill(this.runs, boxes ? [h("legend", {}, "Runs"), ...state.runs.map((run, i) =>
-        h("label", {}, h("input", { type: "checkbox", value: run, checked: i < 2 || run === state.run, onchange: () => this.load(true) }), run))] : []);
+        h("label", {}, h("input", { type: "checkbox", value: run, checked: i < 2 || run === state.run, onchange: () => this.load() }), run))] : []);
       this.runs.hidden = !boxes;
     }
-    await this.load(this.changed !== state.changed);
-    this.changed = state.changed;
+    const now = `${state.run} ${state.changed}`;
+    if (this.changed !== now) this.load();
+    this.changed = now;
+  }
+
+  shown() {
+    if (this.wanting) this.load();
+    else this.draw();
   }
 
   wanted() {
@@ -58,8 +64,19 @@ class Page {
     return boxes.length || this.runs.querySelector("input") ? boxes : [""];
   }
 
-  async load(again) {
-    if (!again) return;
+  // Loads the curves again: one time after the other, however fast they grow, and only to be seen.
+  async load() {
+    this.wanting = true;
+    if (this.loading || !this.panels.clientWidth) return;
+    this.loading = true;
+    while (this.wanting) {
+      this.wanting = false;
+      await this.read();
+    }
+    this.loading = false;
+  }
+
+  async read() {
     const runs = this.wanted();
     const found = await trying(this.error, () => Promise.all(runs.map((run) => get("/api/curves", { run }))));
     if (!found) return;
@@ -90,7 +107,7 @@ class Page {
     const runs = Object.entries(this.curves);
     return runs.flatMap(([run, { stages }], number) => {
       const begin = Math.min(...Object.values(stages).map((stage) => stage.begin ?? Infinity));
-      return Object.entries(stages).filter(([, stage]) => stage.y[name]).map(([label, stage]) => {
+      return Object.entries(stages).filter(([, stage]) => Object.hasOwn(stage.y, name)).map(([label, stage]) => {
         const shift = this.axis === "time" && Number.isFinite(begin) ? (stage.begin ?? begin) - begin : 0;
         const x = this.axis === "time" ? stage.t.map((value) => value + shift) : stage.x;
         return { label: runs.length > 1 ? `${run} ${label}` : label, color: HUES[label] ?? "muted", dashed: number > 0, x, y: stage.y[name] };
@@ -100,18 +117,28 @@ class Page {
 
   draw() {
     if (!this.panels.clientWidth) return;
+    // Who has zoomed in keeps looking there while the run goes on.
+    const zooms = new Map(this.charts.map((chart) => [`${chart.title} ${chart.axis}`, chart.zoom()]));
     for (const chart of this.charts) chart.destroy();
     const names = this.names();
     const shown = names.slice(0, this.most);
     this.charts = shown.map((name) => plot({
-      title: name, hint: this.explain?.[name] ?? "", series: this.series(name), clock: this.axis === "time",
-      smooth: () => +this.smooth.value, sync: `training-${this.axis}`,
+      title: name, hint: this.explain?.[name] ?? "", series: this.series(name), axis: this.axis,
+      zoom: zooms.get(`${name} ${this.axis}`) ?? null, smooth: () => +this.smooth.value, sync: `training-${this.axis}`,
     }));
     fill(this.panels, this.charts.map((chart) => chart.element));
     this.more.textContent = `All ${names.length} metrics`;
     this.more.hidden = names.length <= shown.length;
     if (!names.length) fill(this.panels, h("p", { class: "missing" }, "No metric of this name was recorded yet."));
     fill(this.trades, trades(this.curves));
+    this.redraw();
+  }
+
+  // Legends change their height as one points at values; that is no reason to draw charts again,
+  // least of all while one drags over them.
+  resized() {
+    if (this.width === this.panels.clientWidth) return;
+    this.width = this.panels.clientWidth;
     this.redraw();
   }
 

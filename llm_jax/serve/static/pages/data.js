@@ -47,7 +47,10 @@ class Page {
   }
 
   async tokenize() {
-    const found = await trying(this.error, () => post("/api/tokenize", { text: this.text.value }));
+    this.asking?.abort();
+    this.asking = new AbortController();
+    const { signal } = this.asking;
+    const found = await trying(this.error, () => post("/api/tokenize", { text: this.text.value }, signal));
     if (!found) return;
     const facts = {
       tokens: count(found.tokens),

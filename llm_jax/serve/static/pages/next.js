@@ -1,6 +1,6 @@
 // The distribution of the next token: type, look, click one, or let the model go on.
 import { post, trying } from "../api.js";
-import { choose, debounced, field, fill, h, percent, real, select, slider, visible } from "../dom.js";
+import { choose, debounced, field, fill, h, missing, percent, real, refill, select, slider, visible } from "../dom.js";
 
 const MOST = 200; // Tokens of one run.
 
@@ -8,16 +8,17 @@ export function mount(section) {
   const page = new Page(section);
   return {
     update: (state) => page.update(state),
-    shown: () => page.ask(),
+    shown: () => page.running || page.pending || page.ask(),
   };
 }
 
 class Page {
   constructor(section) {
     this.appended = []; // {id, text, name}
-    this.latest = null;
-    this.running = false;
-    this.asking = null; // The request on its way.
+    this.latest = null; // The distribution after all of them; null: it is not known.
+    this.running = null; // What tells one run from the next.
+    this.asking = null; // Ends the request on its way, and
+    this.pending = null; // what it will answer.
     this.model = select([], { "aria-label": "Model" });
     this.mode = select([["text", "the beginning of a document"], ["chat", "a question to answer"]]);
     this.text = h("textarea", { rows: 3, spellcheck: "false", "aria-label": "Context" });
@@ -30,12 +31,21 @@ class Page {
     this.error = h("p", { class: "error", role: "alert" });
     this.run = h("button", { type: "button", onclick: () => this.toggle() }, "Run");
     this.build(section);
-    const soon = debounced(() => this.ask(), 60);
+    // Unless a step has asked in the meantime.
+    const soon = debounced(() => this.latest || this.pending || this.ask());
     this.text.addEventListener("input", () => {
       this.appended = [];
+      this.stop();
+      this.forget();
       soon();
     });
-    for (const input of [this.temperature, this.topP]) input.addEventListener("input", soon);
+    for (const input of [this.temperature, this.topP]) {
+      input.addEventListener("input", () => {
+        if (this.running) return; // Its next step asks with the new value.
+        this.forget();
+        soon();
+      });
+    }
     for (const input of [this.model, this.mode]) input.addEventListener("change", () => this.restart());
   }
 
@@ -63,14 +73,14 @@ class Page {
 
   update(state) {
     const names = state.models.map((model) => model.name);
+    const before = this.model.value;
     choose(this.model, names.map((name) => [name]), names.includes("sft") ? "sft" : names[0]);
-    if (!names.length) this.error.textContent = "No model is trained yet; it appears here when it is.";
+    missing(this.error, "No model is trained yet; it appears here when it is.", !names.length);
     this.chat = Object.fromEntries(state.models.map((model) => [model.name, model.chat]));
-    if (this.fresh !== names.join()) {
-      this.fresh = names.join();
-      this.mode.value = this.chat[this.model.value] ? "chat" : "text";
-      this.ask();
-    }
+    // Models that come while the run goes on leave what is being done with the chosen one alone.
+    if (this.model.value === before) return;
+    if (!before) this.mode.value = this.chat[this.model.value] ? "chat" : "text";
+    this.restart();
   }
 
   restart() {
@@ -81,12 +91,23 @@ class Page {
     this.ask();
   }
 
-  // Asks for the distribution; a newer question takes the place of one that is on its way.
-  async ask() {
-    if (!this.model.value) return null;
+  // What is known is of another text.
+  forget() {
+    this.latest = null;
+    this.pending = null;
     this.asking?.abort();
+  }
+
+  // Asks for the distribution; a newer question takes the place of one that is on its way.
+  ask() {
+    if (!this.model.value) return null;
+    this.forget();
     this.asking = new AbortController();
-    const own = this.asking;
+    this.pending = this.answer(this.asking);
+    return this.pending;
+  }
+
+  async answer(own) {
     const begun = performance.now();
     const found = await trying(this.error, () =>
       post("/api/next", {
@@ -94,8 +115,10 @@ class Page {
         appended: this.appended.map((piece) => piece.id), temperature: +this.temperature.value,
         top_p: +this.topP.value, draw: Math.random(),
       }, own.signal));
-    if (!found || own !== this.asking) return null;
+    if (own !== this.asking) return null;
+    this.pending = null;
     this.latest = found;
+    if (!found) return null;
     this.show(performance.now() - begun);
     return found;
   }
@@ -103,7 +126,7 @@ class Page {
   show(took) {
     const found = this.latest;
     const most = Math.max(...found.likeliest.map((one) => Math.max(one.raw, one.shaped)));
-    fill(this.bars, found.likeliest.map((one) => h("li", {}, this.token(one, most))));
+    refill(this.bars, found.likeliest.map((one) => h("li", {}, this.token(one, most))));
     const facts = {
       entropy: `${real(found.entropy)} nats`,
       "after shaping": `${real(found.shaped_entropy)} nats`,
@@ -119,15 +142,19 @@ class Page {
 
   token(one, most) {
     const width = (value) => ({ width: `${(100 * value) / most}%` });
-    return h("button", { type: "button", class: one.shaped > 0 ? "token" : "token cut", title: `token ${one.id}`, onclick: () => this.append(one) },
+    return h("button", { type: "button", class: one.shaped > 0 ? "token" : "token cut", title: `token ${one.id}`, onclick: () => this.pick(one) },
       h("code", {}, visible(one)),
       h("span", { class: "track" }, h("i", { class: "raw", style: width(one.raw) }), h("i", { class: "shaped", style: width(one.shaped) })),
       h("span", { class: "num" }, percent(one.shaped)));
   }
 
-  async append(piece) {
+  pick(piece) {
+    this.stop();
+    this.append(piece);
+  }
+
+  append(piece) {
     this.appended.push(piece);
-    this.latest = null; // What is drawn next is drawn of what follows this token.
     return this.ask();
   }
 
@@ -137,24 +164,31 @@ class Page {
     this.ask();
   }
 
+  // Appends a token that is drawn of what follows the last one, however fast one step comes after
+  // the other: each waits for the distribution that the one before it asked for.
   async step() {
-    const found = this.latest ?? (await this.ask());
-    return found ? this.append(found.drawn) : null;
+    for (;;) {
+      const found = this.latest ?? (await (this.pending ?? this.ask()));
+      if (!found) return null;
+      if (found === this.latest) return this.append(found.drawn);
+    }
   }
 
   async toggle() {
     if (this.running) return this.stop();
-    this.running = true;
+    const own = {};
+    this.running = own;
     this.run.textContent = "Stop";
-    for (let i = 0; i < MOST && this.running; i++) {
+    for (let i = 0; i < MOST; i++) {
       const found = await this.step();
-      if (!found || this.appended.at(-1).id === found.end) break;
+      if (this.running !== own) return null; // It was stopped; another one may be on its way.
+      if (!found || this.appended.at(-1)?.id === found.end) break;
     }
-    this.stop();
+    return this.stop();
   }
 
   stop() {
-    this.running = false;
+    this.running = null;
     this.run.textContent = "Run";
   }
 }

@@ -59,7 +59,7 @@ class Guard:
     refusal = self._refusal(scope["method"], dict(pairs))
     if sum(name == "host" for name, _ in pairs) != 1:
       refusal = 400, "one Host is needed"
-    if refusal and refusal[0] == 401 and self._introduced(scope):
+    if self._token and (not refusal or refusal[0] == 401) and self._introduced(scope):
       await _let_in(send, self._token)
       return
     if refusal:
@@ -92,7 +92,9 @@ class Guard:
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
       return 403, "another site's page may not ask (Origin)"
-    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and method not in _SAFE:
+    # Another site's page may lead here, but not load what it could not read: that is work too.
+    led = method in _SAFE and headers.get("sec-fetch-dest") == "document"
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not led:
       return 403, "another site's page may not ask (Sec-Fetch-Site)"
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > self._most:

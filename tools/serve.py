@@ -18,6 +18,7 @@ import ipaddress
 import os
 import socket
 import sys
+import types
 
 from llm_jax.errors import UserError
 
@@ -79,14 +80,23 @@ def _serve(options: argparse.Namespace, with_page: bool) -> None:
   application = app.create(models, hosts=hosts, token=token, play=play)
   name = f"[{options.bind}]" if ":" in options.bind else options.bind
   address = f"http://{name}:{options.port}"
+
+  class Server(uvicorn.Server):
+    """Lets pages that watch a run go before it waits for all others."""
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+      if play:
+        play.closing.set()
+      super().handle_exit(sig, frame)
+
   with _listener(options.bind, options.port) as listener:
     print(f"models: {', '.join(models.names) or 'none yet'}")
     if play:
       print(f"playground: {address}/{f'?token={token}' if token else ''}")
     print(f"{address}/v1", flush=True)
-    # Pages that watch a run would keep the server from ending.
+    # Answers that are not done would keep the server from ending.
     settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
-    uvicorn.Server(settings).run([listener])
+    Server(settings).run([listener])
 
 
 def _listener(address: str, port: int) -> socket.socket:

@@ -1,14 +1,12 @@
 """The models that a server has: those of a run's stages, loaded when they are first asked for."""
 
 import dataclasses
-import json
 import pathlib
 import threading
 from typing import Any, NamedTuple
 
 import jax
 
-from llm_jax import config
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.models.transformer import Transformer
@@ -50,7 +48,7 @@ class Models:
     engine: arguments of `Engine`.
 
   Raises:
-    UserError: if there is no model, unless they may come later.
+    UserError: if there is no model, unless they may come later, or no corpus where one was named.
   """
 
   def __init__(
@@ -67,10 +65,10 @@ class Models:
         f"{root} holds no trained model (none of {', '.join(STAGES)} has a model.json): run "
         "`make quickstart`, or name its directory with --workdir"
       )
-    if not wait:
+    if prepared or not wait:
       runs.tokenizer(self.prepared)
     for name in self.names:
-      shape = config.Model(**json.loads((self._paths[name] / "model.json").read_text()))
+      shape = runs.saved_shape(self._paths[name])
       check_positions(shape, engine.get("prompt", 0), engine.get("max_new", 0))
 
   @property

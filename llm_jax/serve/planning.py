@@ -1,13 +1,13 @@
 """Scaling laws and budgets as a page draws them: closed forms on a grid of budgets."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from llm_jax.scaling import budget, chinchilla, devices
 from llm_jax.scaling.chinchilla import Law
-from llm_jax.serve.workdirs import Workdirs, read_json
+from llm_jax.serve.workdirs import Workdirs, as_object, read_json
+from llm_jax.train.curves import number
 
 _LAWS = {
   "besiroglu": "Chinchilla's runs, refitted (Besiroglu et al. 2024)",
@@ -69,8 +69,9 @@ def _sweeps(workdirs: Workdirs) -> dict[str, dict[str, float]]:
   for name in workdirs.names:
     for path in (workdirs.path(name), workdirs.path(name) / "scaling_law"):
       law = read_json(path / "scaling_law.json").get("law")
-      if isinstance(law, dict):
-        found[name] = law
+      fields = {key: number(as_object(law).get(key)) for key in Law._fields}
+      if None not in fields.values():
+        found[name] = fields
   return found
 
 
@@ -78,7 +79,8 @@ def _runs(workdirs: Workdirs) -> list[dict[str, Any]]:
   """Parameters and tokens of the runs' own pretraining."""
   found = []
   for name in workdirs.names:
-    own = read_json(pathlib.Path(workdirs.path(name)) / "summary.json").get("pretrain", {})
-    if own.get("parameters") and own.get("tokens"):
-      found.append({"name": name, "params": own["parameters"], "tokens": own["tokens"]})
+    own = as_object(read_json(workdirs.path(name) / "summary.json").get("pretrain"))
+    params, tokens = number(own.get("parameters")), number(own.get("tokens"))
+    if params and tokens:
+      found.append({"name": name, "params": params, "tokens": tokens})
   return found

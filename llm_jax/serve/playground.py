@@ -42,20 +42,23 @@ class Playground(NamedTuple):
     models: its language models.
     judges: its reward models.
     corpus: its prepared corpus.
+    closing: set when the server ends, so that pages that watch do not hold it.
   """
 
   workdirs: Workdirs
   models: Models
   judges: judging.Judges
   corpus: corpus.Corpus
+  closing: threading.Event
 
 
 def make(workdirs: Workdirs, models: Models) -> Playground:
   """A playground on the first of the runs."""
   root = workdirs.path()
   return Playground(
-    workdirs, models, judging.Judges(root, models.prepared), corpus.Corpus(models.prepared)
-  )
+    workdirs, models, judging.Judges(root, models.prepared), corpus.Corpus(models.prepared),
+    threading.Event(),
+  )  # fmt: skip
 
 
 def router(play: Playground) -> APIRouter:
@@ -100,6 +103,7 @@ def _files(folder: Any, prefix: str) -> Iterable[tuple[str, Any]]:
 
 def _run(routes: APIRouter, play: Playground) -> None:
   """How far runs are, their curves and files."""
+  drawn = Drawn()
 
   @routes.get("/api/run")
   def now(run: str = "") -> Response:
@@ -107,7 +111,7 @@ def _run(routes: APIRouter, play: Playground) -> None:
 
   @routes.get("/api/curves")
   def curved(run: str = "") -> Response:
-    return _answered(lambda: _curves(play.workdirs.path(run)))
+    return _answered(lambda: drawn.curves(play.workdirs.path(run)))
 
   @routes.get("/api/policies")
   def policies(run: str = "") -> Response:
@@ -149,6 +153,7 @@ def _state(play: Playground, run: str) -> dict[str, Any]:
     "stages": progress.pipeline(root),
     "files": play.workdirs.files(run),
     "changed": _changed(root),
+    "gone": not root.is_dir(),
   }
 
 
@@ -167,8 +172,11 @@ def _watch(routes: APIRouter, play: Playground) -> None:
 
     async def stream(_: _Place) -> AsyncIterator[bytes]:
       last, silent = "", 0
-      while not await request.is_disconnected():
-        found = json.dumps(await asyncio.to_thread(_state, play, run), ensure_ascii=False)
+      while not (play.closing.is_set() or await request.is_disconnected()):
+        try:
+          found = json.dumps(await asyncio.to_thread(_state, play, run))
+        except OSError:  # A file went between being listed and being looked at.
+          found = last
         if found != last:
           yield b"data: " + found.encode() + b"\n\n"
           last, silent = found, 0
@@ -190,21 +198,30 @@ def _changed(root: pathlib.Path) -> float:
   return max((p.stat().st_mtime for p in root.glob("*/metrics.jsonl")), default=0.0)
 
 
-def _curves(root: pathlib.Path) -> dict[str, Any]:
-  """{"stages": {name: {"x", "t", "begin", "y"}}} in the order in which they began, and what each
-  metric means: {"explain": {name: text}}."""
-  found = {}
-  for path in root.glob("*/metrics.jsonl"):
-    own = curves.read_curves(path, _POINTS)
-    if own.series:
-      found[path.parent.name] = {
-        "x": own.steps, "t": own.times, "begin": own.begin, "y": own.series
-      }  # fmt: skip
-  names = {name for stage in found.values() for name in stage["y"]}
-  return {
-    "stages": dict(sorted(found.items(), key=lambda item: item[1]["begin"] or 0.0)),
-    "explain": {name: glossary.explain(name) for name in sorted(names)},
-  }
+class Drawn:
+  """The curves of runs, which may be long: of what was read before only the end is read again."""
+
+  def __init__(self):
+    self._readers: dict[pathlib.Path, curves.Reader] = {}
+    self._lock = threading.Lock()
+
+  def curves(self, root: pathlib.Path) -> dict[str, Any]:
+    """{"stages": {name: {"x", "t", "begin", "y"}}} in the order in which they began, and what each
+    metric means: {"explain": {name: text}}."""
+    found = {}
+    for path in root.glob("*/metrics.jsonl"):
+      with self._lock:
+        reader = self._readers.setdefault(path, curves.Reader(path))
+        own = reader.read(_POINTS)
+      if own.series:
+        found[path.parent.name] = {
+          "x": own.steps, "t": own.times, "begin": own.begin, "y": own.series
+        }  # fmt: skip
+    names = {name for stage in found.values() for name in stage["y"]}
+    return {
+      "stages": dict(sorted(found.items(), key=lambda item: item[1]["begin"] or 0.0)),
+      "explain": {name: glossary.explain(name) for name in sorted(names)},
+    }
 
 
 def _data(routes: APIRouter, play: Playground) -> None:
@@ -334,7 +351,10 @@ def _asks(models: Models, given: asked.Compare) -> list[tuple[str, Ask]]:
 
 def _answered(answer: Callable[[], dict[str, Any]]) -> Response:
   try:
-    return JSONResponse(answer())
+    # Not JSONResponse: what a run wrote may hold characters that are none, which UTF-8 cannot say.
+    return Response(json.dumps(answer(), allow_nan=False), media_type="application/json")
+  except OSError as error:
+    return _refused(f"{error.filename or 'a file'}: {error.strerror}", 404)
   except KeyError as error:
     return _refused(_words(error), 404)
   except Full as error:

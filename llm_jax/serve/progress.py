@@ -4,9 +4,10 @@ import pathlib
 import time
 from typing import Any
 
-from llm_jax.serve.workdirs import first_rows, last_rows, read_json
+from llm_jax.serve.workdirs import as_object, first_rows, last_rows, read_json
 from llm_jax.stages.pipeline import ORDER
 from llm_jax.train import checkpoint
+from llm_jax.train.curves import number
 
 _QUIET = 180.0  # Seconds without a new line after which a stage counts as stopped.
 # The file that a stage without training steps writes last.
@@ -35,6 +36,7 @@ _FIGURES = {
   "dpo": (("rewards/accuracies", "reward accuracy", "%"), ("rewards/margins", "margin", "nats")),
   "ppo": (("objective/scores", "score", ""), ("objective/kl", "KL to the reference", "nats")),
 }
+_WINS = ("dpo_vs_sft", "ppo_vs_sft")
 _ALIKE = {"reward_shuffled": "reward", "grpo": "ppo", "online_dpo": "dpo", "rejection": "sft"}
 
 
@@ -45,12 +47,14 @@ def pipeline(root: pathlib.Path) -> list[dict[str, Any]]:
   "state" is "waiting", "running", "stopped" or "done"; "done" the share of its steps; "figures"
   are {"label", "value", "unit"}.
   """
-  config, seconds = read_json(root / "config.json"), read_json(root / "time.json")
+  if not root.is_dir():
+    return []
+  config, seconds = read_json(root / "config.json"), read_json(root / "time.json").get("seconds")
   planned = [name for name in ORDER if name.removesuffix("_shuffled") in config]
   there = [p for p in root.iterdir() if p.is_dir() and (p / "config.json").exists()]
   others = sorted((p for p in there if p.name not in planned), key=_begun)
   names = planned + [p.name for p in others]
-  return [_stage(root / name, name, seconds.get("seconds", {})) for name in names]
+  return [_stage(root / name, name, as_object(seconds)) for name in names]
 
 
 def examples(root: pathlib.Path, prepared: str, most: int = 8) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def _stage(path: pathlib.Path, name: str, seconds: dict[str, Any]) -> dict[str, 
     "title": TITLES.get(name, name),
     "state": state,
     "done": share,
-    "seconds": seconds.get(name),
+    "seconds": number(seconds.get(name)),
     "figures": _counts(path, name) or _last_figures(path, _FIGURES.get(family, ())),
   }
 
@@ -121,29 +125,36 @@ def _last_figures(path: pathlib.Path, wanted: tuple) -> list[dict[str, Any]]:
   rows = last_rows(path / "metrics.jsonl")
   found = []
   for key, label, unit in wanted:
-    value = next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+    seen = (number(row.get(key)) for row in reversed(rows))
+    value = next((value for value in seen if value is not None), None)
     found += [{"label": label, "value": value, "unit": unit}] if value is not None else []
   return found
 
 
 def _counts(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
   if name == "prepare":
-    splits = read_json(path / "manifest.json").get("splits", {})
+    splits = as_object(read_json(path / "manifest.json").get("splits"))
     total = {
-      key: sum(part.get(key, 0) for part in splits.values()) for key in ("documents", "tokens")
+      key: sum(_whole(as_object(part).get(key)) for part in splits.values())
+      for key in ("documents", "tokens")
     }
     return [{"label": key, "value": value, "unit": ""} for key, value in total.items() if value]
   if name == "preferences":
-    pairs = read_json(path / "counts.json").get("pairs", {})
+    pairs = as_object(read_json(path / "counts.json").get("pairs"))
     return [
-      {"label": f"pairs, {split}", "value": sum(kinds.values()), "unit": ""}
+      {"label": f"pairs, {split}", "value": sum(map(_whole, as_object(kinds).values())), "unit": ""}
       for split, kinds in pairs.items()
     ]
   if name == "evaluate":
-    rates = read_json(path / "evaluate.json").get("win_rates", {})
+    rates = as_object(read_json(path / "evaluate.json").get("win_rates"))
+    wins = {name: number(as_object(rates.get(name)).get("rate")) for name in _WINS}
     return [
-      {"label": name.replace("_vs_", " wins over "), "value": rate["rate"], "unit": "%"}
-      for name, rate in rates.items()
-      if name in ("dpo_vs_sft", "ppo_vs_sft")
+      {"label": name.replace("_vs_", " wins over "), "value": rate, "unit": "%"}
+      for name, rate in wins.items()
+      if rate is not None
     ]
   return []
+
+
+def _whole(value: Any) -> int:
+  return value if isinstance(value, int) else 0

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,7 @@ class Workdirs:
     for path in map(pathlib.Path, paths):
       if not path.is_dir():
         raise UserError(
-          f"{path} is no directory: make a run with `make quickstart`, or name one with --workdir"
+          f"{path} is no directory: make a run with `make quickstart`, or name another"
         )
       name, number = path.resolve().name, 2
       while name in self._paths:
@@ -50,7 +51,9 @@ class Workdirs:
   def files(self, name: str = "") -> list[str]:
     """Names of the files of a run that may be read, such as "sft/metrics.jsonl"."""
     root = self.path(name)
-    found = []
+    found: list[str] = []
+    if not root.is_dir():
+      return found
     for place in (root, *sorted(p for p in root.iterdir() if p.is_dir())):
       if place.name in _HIDDEN or place.is_symlink():
         continue
@@ -60,20 +63,41 @@ class Workdirs:
     return found
 
 
+def parsed(text: str | bytes) -> Any:
+  """The value of a JSON text; numbers that no JSON can say, NaN and those beyond a float, are null.
+
+  Raises:
+    ValueError: if it is none, or one of thousands of levels.
+  """
+  try:
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+  except RecursionError as error:
+    raise ValueError("too many levels") from error
+
+
+def _finite(text: str) -> float | None:
+  value = float(text)
+  return value if math.isfinite(value) else None
+
+
+def as_object(value: Any) -> dict[str, Any]:
+  """What should be an object of a file that a run wrote; of anything else an empty one."""
+  return value if isinstance(value, dict) else {}
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object of a file, which may be missing or half written: then an empty one."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    return as_object(parsed(path.read_text(encoding="utf-8")))
   except (OSError, ValueError):
     return {}
-  return found if isinstance(found, dict) else {}
 
 
 def first_rows(path: pathlib.Path, most: int) -> list[dict[str, Any]]:
   """The first rows of a JSONL file; [] where there is none, up to a line that is no object."""
   try:
     with open(path, encoding="utf-8") as f:
-      found = [json.loads(line) for line in itertools.islice(f, most)]
+      found = [parsed(line) for line in itertools.islice(f, most)]
   except (OSError, ValueError):
     return []
   return [row for row in found if isinstance(row, dict)]
@@ -92,7 +116,7 @@ def last_rows(path: pathlib.Path, size: int = 65536) -> list[dict[str, Any]]:
   found = []
   for line in lines[1 if start else 0 :]:
     try:
-      row = json.loads(line)
+      row = parsed(line)
     except ValueError:
       continue
     found += [row] if isinstance(row, dict) else []

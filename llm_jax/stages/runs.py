@@ -76,6 +76,19 @@ def save_shape(workdir: str | pathlib.Path, shape: config.Model) -> None:
   processes.first(lambda: _write(pathlib.Path(workdir) / "model.json", dataclasses.asdict(shape)))
 
 
+def saved_shape(workdir: str | pathlib.Path) -> config.Model:
+  """Reads model.json.
+
+  Raises:
+    UserError: if it is damaged.
+  """
+  path = pathlib.Path(workdir) / "model.json"
+  try:
+    return config.Model(**json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(f"{path} is damaged ({error}): delete it or train again") from error
+
+
 def load(
   directory: str,
   field: str,
@@ -109,7 +122,7 @@ def load(
       f"{directory} holds no trained model (no model.json): run its stage first "
       f"(`make quickstart` runs all), or set --config.{field}"
     )
-  shape = config.Model(**json.loads((path / "model.json").read_text()))
+  shape = saved_shape(path)
   params = checkpoint.load_params(path / "checkpoints")
   if "policy" in params:  # A PPO run: its critic is of no use to a later stage.
     params = params["policy"]
@@ -192,7 +205,7 @@ def with_adapter(directory: str, trained: Params | None = None) -> tuple[Base, P
       f"{found['init']}, which the adapter of {directory} is on, is missing or has changed since: "
       "train the adapter again"
     )
-  shape = config.Model(**json.loads((path / "model.json").read_text()))
+  shape = saved_shape(path)
   base = load(found["init"], "init", vocab_size=shape.vocab_size, seq2seq=True)
   trained = checkpoint.load_params(path / "checkpoints") if trained is None else trained
   scaled = lora.with_scale(trained[lora.KEY], config.Lora(**found["lora"]))

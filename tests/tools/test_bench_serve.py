@@ -20,7 +20,7 @@ def test_streams_are_compared_with_one():
     (["--streams=0"], "--streams must be numbers above 0"),
     (["--streams=many"], "--streams must be numbers above 0"),
     (["--new=0"], "--new and --rounds at least 1"),
-    (["--workdir=/nowhere"], "holds no trained model"),
+    (["--workdir=/nowhere"], "is no directory"),
   ],
 )
 def test_bad_input_is_one_line(words, message, capsys):

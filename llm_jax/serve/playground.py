@@ -28,6 +28,12 @@ _KINDS = {
   ".css": "text/css",
   ".svg": "image/svg+xml",
 }
+# A run wrote it: it may run what scripts it holds, but as nobody's page, which can ask for nothing
+# here, and tell no one elsewhere what it says.
+_ALONE = (
+  "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
+  "style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+)
 _POINTS = 400  # Of a curve.
 _EVERY = 1.0  # Seconds between two looks at a run,
 _BEAT = 15  # and looks after which a silent stream says that it lives.
@@ -132,8 +138,7 @@ def _run(routes: APIRouter, play: Playground) -> None:
     path = play.workdirs.path(run) / name
     if path.suffix not in (".html", ".svg"):
       return FileResponse(path, media_type="text/plain; charset=utf-8")
-    # A run wrote it: it may run its scripts, but as nobody's page, which can ask for nothing.
-    alone = {"content-security-policy": "sandbox allow-scripts allow-downloads"}
+    alone = {"content-security-policy": _ALONE}
     return FileResponse(path, media_type=_KINDS[path.suffix] + "; charset=utf-8", headers=alone)
 
 

@@ -98,6 +98,7 @@ def test_a_report_is_shown_as_nobodys_page(page):
   assert status == 200 and b"report" in body and headers["content-type"].startswith("text/html")
   assert headers["content-security-policy"].startswith("sandbox ")
   assert "allow-same-origin" not in headers["content-security-policy"]
+  assert "default-src 'none'" in headers["content-security-policy"]  # It can tell no one of it.
   status, headers, _ = get(page, "/api/file?name=sft/metrics.jsonl")
   assert status == 200 and headers["content-type"].startswith("text/plain")
   assert headers["x-content-type-options"] == "nosniff"

@@ -134,7 +134,7 @@ class Column {
 
   // Nothing more comes.
   left() {
-    if (!this.reason) this.note.textContent = `${this.tokens.length} tokens, stopped`;
+    if (!this.reason) this.note.textContent = this.tokens.length ? `${this.tokens.length} tokens, stopped` : "no answer";
   }
 
   measure(numbers, colour) {

@@ -18,7 +18,7 @@ export function mount(section, app) {
   return {
     update: (state) => {
       update(list, top, state, app);
-      missing(none, "No stage of a run is in this directory yet. A stage alone is shown with the directory that it is in.", !state.stages.length);
+      missing(none, "No stage of a run is in this directory yet. If it is that of one stage, name the one above it.", !state.stages.length);
     },
   };
 }

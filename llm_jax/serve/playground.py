@@ -261,15 +261,18 @@ def _data(routes: APIRouter, play: Playground) -> None:
 
 def _models(routes: APIRouter, play: Playground) -> None:
   """What models do."""
-  turn = threading.Lock()  # One at a time: they share a device.
+  turn = asyncio.Lock()
+
+  async def in_turn(request: Request, answer: Callable[[], dict[str, Any]]) -> Response:
+    """One at a time, as they share a device; who left while others had their turn gets nothing."""
+    async with turn:
+      if await request.is_disconnected():
+        return _refused("the client left", 499)
+      return await asyncio.to_thread(_answered, answer)
 
   @routes.post("/api/next")
-  def following(given: asked.NextToken) -> Response:
-    def answer() -> dict[str, Any]:
-      with turn:
-        return _next(_served(play.models, given.model), given)
-
-    return _answered(answer)
+  async def following(given: asked.NextToken, request: Request) -> Response:
+    return await in_turn(request, lambda: _next(_served(play.models, given.model), given))
 
   @routes.post("/api/compare")
   async def compare(given: asked.Compare) -> Response:
@@ -281,12 +284,10 @@ def _models(routes: APIRouter, play: Playground) -> None:
     return StreamingResponse(stream, media_type="text/event-stream")
 
   @routes.post("/api/judge")
-  def judge(given: asked.Judge) -> Response:
-    def answer() -> dict[str, Any]:
-      with turn:
-        return play.judges.compare(given.model, given.prompt, given.answers)
-
-    return _answered(answer)
+  async def judge(given: asked.Judge, request: Request) -> Response:
+    return await in_turn(
+      request, lambda: play.judges.compare(given.model, given.prompt, given.answers)
+    )
 
   @routes.post("/api/vote")
   def vote(given: asked.Vote) -> Response:

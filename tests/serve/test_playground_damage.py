@@ -1,13 +1,15 @@
-"""Runs that are strange, damaged or gone, and a server that ends."""
+"""Runs that are strange, damaged or gone, a server that ends, and clients that leave."""
 
 import http.client
+import json
 import shutil
 import threading
+import time
 
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.serve import app, workdirs
+from llm_jax.serve import app, probe, workdirs
 from llm_jax.serve.models import Models
 from tests.serve.conftest import Client, started
 from tests.serve.test_playground import get, read
@@ -77,3 +79,22 @@ def test_what_is_damaged_or_missing_is_named_at_the_start(workdir, tmp_path):
   (tmp_path / "sft" / "model.json").write_text('{"layers": ')
   with pytest.raises(UserError, match=r"model\.json is damaged"):
     Models(tmp_path, wait=True)
+
+
+def test_nothing_is_computed_for_who_has_left(page, monkeypatch):
+  calls, own = [], probe.next_token
+
+  def slow(*given):
+    calls.append(given)
+    time.sleep(0.5)
+    return own(*given)
+
+  monkeypatch.setattr(probe, "next_token", slow)
+  body = {"model": "sft", "text": "a"}
+  for _ in range(8):  # As a person types who is faster than the model.
+    connection = http.client.HTTPConnection("127.0.0.1", page.port)
+    connection.request("POST", "/api/next", json.dumps(body), {"content-type": "application/json"})
+    time.sleep(0.02)
+    connection.close()
+  assert page.post("/api/next", **body)[0] == 200
+  assert len(calls) <= 3

@@ -19,6 +19,7 @@ from llm_jax.serve.models import Served
 from llm_jax.types import Params
 
 _LEAST = 32  # Slots of the shortest texts: few sizes, few programs.
+LIKELIEST = 100  # Tokens that a program finds, however many are wanted: one program for all.
 _PART = 128  # Rows of logits of two models at a time.
 
 
@@ -55,7 +56,7 @@ def next_token(
     temperature: above 0.
     top_p: in (0, 1].
     uniform: in [0, 1), what `drawn` is drawn with.
-    top: K.
+    top: K, at most `LIKELIEST`.
 
   Raises:
     ValueError: if the context is too long.
@@ -67,9 +68,10 @@ def next_token(
   found = _next(
     served.model, served.params, _padded(tokens, most, served.tokenizer.pad_id), len(tokens) - 1,
     np.float32(temperature), np.float32(top_p), np.float32(uniform),
-    min(top, served.tokenizer.vocab_size),
+    min(LIKELIEST, served.tokenizer.vocab_size),
   )  # fmt: skip
   ids, raw, shaped, *rest = jax.device_get(found)
+  ids, raw, shaped = ids[:top], raw[:top], shaped[:top]
   entropy, shaped_entropy, kept, drawn = (x.item() for x in rest)
   return Next(ids, raw, shaped, entropy, shaped_entropy, kept, drawn)
 
@@ -160,8 +162,16 @@ def scores(critic: Critic, params: Params, tokens: Sequence[int], pad_id: int) -
     params: of the reward model.
     tokens: [T] of a whole conversation, the end of the last turn included.
     pad_id: a token that fills up.
+
+  Raises:
+    ValueError: if the text is longer than what positions were learned for.
   """
-  padded_1T = _padded(tokens, 1 << 30, pad_id)
+  cfg = critic.decoder.cfg
+  # Where positions are learned there are no more of them.
+  most = cfg.max_length if cfg.position == "learned" else 1 << 30
+  if len(tokens) > most:
+    raise ValueError(f"this model has {most} positions, the conversation has {len(tokens)} tokens")
+  padded_1T = _padded(tokens, most, pad_id)
   return np.asarray(_scores(critic, params, padded_1T))[: len(tokens)]
 
 

@@ -108,7 +108,7 @@ export function duration(seconds) {
 export function visible(piece) {
   if (piece.name) return piece.name;
   if (piece.text === "") return "·";
-  return piece.text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣").replace(/^ +| +$/g, (gap) => "␣".repeat(gap.length));
+  return piece.text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +| +$/g, (gap) => "␣".repeat(gap.length));
 }
 
 let fields = 0;

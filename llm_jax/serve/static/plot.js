@@ -55,7 +55,7 @@ export function plot({ title, axis, zoom, hint, series, smooth, sync }) {
     if (!width) return;
     chart?.destroy();
     const before = zoom; // A chart that is made shows all, and says so.
-    const data = [joined[0], ...joined.slice(1).map((values) => (series[0].y.length < 30 ? values : smoothed(values, weight)))];
+    const data = [joined[0], ...joined.slice(1).map((values, i) => (series[i].y.length < 30 ? values : smoothed(values, weight)))];
     const axisOf = { stroke: color("soft"), font: "11px system-ui, sans-serif", grid: { stroke: color("line"), width: 1 }, ticks: { show: false } };
     chart = new uPlot({
       width, height: HEIGHT, legend: { show: false }, padding: [6, 12, 0, 0], scales: { x: { time: false } },

@@ -137,7 +137,7 @@ class Page {
     };
     fill(this.facts, Object.entries(facts).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
     const pieces = this.appended.map((piece) => h("span", { class: piece.name ? "control" : "drawn" }, piece.name || piece.text));
-    fill(this.tail, h("span", {}, this.text.value), this.mode.value === "chat" ? h("br") : null, pieces);
+    refill(this.tail, h("span", {}, this.text.value), this.mode.value === "chat" ? h("br") : null, pieces); // What is new is read aloud.
   }
 
   token(one, most) {

@@ -141,3 +141,14 @@ def test_a_zoom_stays_while_curves_grow(tab, growing):  # noqa: F811
   tab.page.wait_for_timeout(500)
   assert shot() == zoomed
   tab.check()
+
+
+def test_an_example_that_comes_late_leaves_what_was_typed(tab):  # noqa: F811
+  tab.page.goto(f"{tab.home}/#pipeline")
+  tab.page.locator(".stage-row").first.wait_for()
+  tab.slow("/api/examples", 500)
+  section = tab.open("reward")
+  section.get_by_label("First answer").fill("Typed in the meantime.")
+  expect(section.get_by_label("Question")).not_to_have_value("")
+  assert section.get_by_label("First answer").input_value() == "Typed in the meantime."
+  tab.check()

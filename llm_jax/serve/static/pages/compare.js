@@ -1,6 +1,7 @@
 // One prompt, every stage's answer side by side, token by token.
 import { get, stream, trying } from "../api.js";
 import { choose, field, fill, finished, h, missing, percent, real, refill, select, slider } from "../dom.js";
+import { hue } from "../hues.js";
 
 const WORDS = {
   pretrain: "base model: it goes on with the text",
@@ -8,7 +9,6 @@ const WORDS = {
   dpo: "trained on preferences",
   ppo: "trained on the reward model's scores",
 };
-const HUES = { pretrain: "base", sft: "sft", rejection: "sft", dpo: "dpo", online_dpo: "dpo", ppo: "ppo", grpo: "ppo" };
 
 export function mount(section) {
   const page = new Page(section);
@@ -117,9 +117,9 @@ class Column {
     this.note = h("p", { class: "note" }, "waiting");
     this.tokens = [];
     this.numbers = null;
-    const hue = `var(--${HUES[name] ?? "muted"})`;
-    this.element = h("article", { class: "answer", style: { "--hue": hue } },
-      h("h3", {}, h("i", { class: "dot", style: { background: hue } }), name, h("small", {}, WORDS[name] ?? "")), this.text, this.note);
+    const color = `var(--${hue(name)})`;
+    this.element = h("article", { class: "answer", style: { "--hue": color } },
+      h("h3", {}, h("i", { class: "dot", style: { background: color } }), name, h("small", {}, WORDS[name] ?? "")), this.text, this.note);
   }
 
   add({ tokens, reason }) {

@@ -1,8 +1,8 @@
 // The stages of a run: how far each is, how long it took, what it found, what it wrote.
 import { bar, count, duration, h, missing, percent, real, refill } from "../dom.js";
+import { hue } from "../hues.js";
 
 const SIGNS = { done: "✓", running: "●", stopped: "!", waiting: "○" };
-const HUES = { pretrain: "base", sft: "sft", reward: "reward", reward_shuffled: "reward", dpo: "dpo", ppo: "ppo", grpo: "ppo", online_dpo: "dpo", rejection: "sft" };
 
 export function mount(section, app) {
   const list = h("ol", { class: "stages" });
@@ -40,7 +40,7 @@ function row(stage, state, app, open) {
     { class: `stage-row ${stage.state}`, "data-stage": stage.name },
     h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[stage.state]),
     h("div", { class: "what" }, h("h3", {}, stage.title), h("code", {}, stage.name)),
-    h("div", { class: "how" }, bar(share, label, HUES[stage.name] ?? "documents")),
+    h("div", { class: "how" }, bar(share, label, hue(stage.name, "documents"))),
     h("div", { class: "took" }, duration(stage.seconds)),
     h("dl", {}, stage.figures.map((one) => h("div", {}, h("dt", {}, one.label), h("dd", {}, figure(one))))),
     files.length

@@ -40,7 +40,9 @@ class Page {
     const found = await get("/api/examples").catch(() => null); // Without them it works too.
     const pairs = found?.pairs ?? [];
     refill(this.examples, pairs.map((pair) => h("button", { type: "button", onclick: () => this.put(pair) }, `${pair.kind}: ${pair.prompt.split("\n")[0]}`)));
-    if (pairs.length && !this.prompt.value && !this.answers().join("")) this.put(pairs[0]);
+    if (!pairs.length || this.prompt.value) return;
+    const [{ prompt, chosen, rejected }] = pairs; // To begin with; what was typed meanwhile stays.
+    this.put({ prompt, chosen: this.texts[0].value || chosen, rejected: this.texts[1].value || rejected });
   }
 
   put(pair) {

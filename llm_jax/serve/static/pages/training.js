@@ -2,9 +2,9 @@
 import { get, trying } from "../api.js";
 import { field, fill, h, percent, real, slider } from "../dom.js";
 import { figure } from "../figure.js";
+import { hue } from "../hues.js";
 import { plot } from "../plot.js";
 
-const HUES = { pretrain: "base", sft: "sft", reward: "reward", reward_shuffled: "muted", dpo: "dpo", ppo: "ppo", grpo: "ppo", online_dpo: "dpo", rejection: "sft" };
 const FIRST = ["loss", "eval/loss", "eval/bits_per_byte", "eval/accuracy", "accuracy", "rewards/accuracies", "rewards/margins", "objective/scores", "objective/kl", "gold/mean", "rollout/length", "objective/entropy", "grad_norm", "lr", "time/tokens_per_second", "time/data_share"];
 const SHOWN = 12; // Charts at first.
 
@@ -110,7 +110,7 @@ class Page {
       return Object.entries(stages).filter(([, stage]) => Object.hasOwn(stage.y, name)).map(([label, stage]) => {
         const shift = this.axis === "time" && Number.isFinite(begin) ? (stage.begin ?? begin) - begin : 0;
         const x = this.axis === "time" ? stage.t.map((value) => value + shift) : stage.x;
-        return { label: runs.length > 1 ? `${run} ${label}` : label, color: HUES[label] ?? "muted", dashed: number > 0, x, y: stage.y[name] };
+        return { label: runs.length > 1 ? `${run} ${label}` : label, color: hue(label), dashed: number > 0, x, y: stage.y[name] };
       });
     });
   }
@@ -167,7 +167,7 @@ function trades(curves) {
           const part = rows.slice(i, i + width);
           means.push([0, 1].map((k) => part.reduce((total, row) => total + row[k], 0) / part.length).concat(part.at(-1)[2]));
         }
-        const color = HUES[name] ?? "muted";
+        const color = hue(name);
         lines.push({ points: means, color, label: run ? `${run} ${name}` : name });
         dots.push(...means.map(([x, y, step], i) => ({ x, y, color, radius: i === means.length - 1 ? 5 : 3, title: `step ${step}: ${real(x)}, ${real(y)}`, label: i === means.length - 1 ? "end" : "" })));
       }

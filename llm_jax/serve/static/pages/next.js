@@ -32,7 +32,7 @@ class Page {
     this.run = h("button", { type: "button", onclick: () => this.toggle() }, "Run");
     this.build(section);
     // Unless a step has asked in the meantime.
-    const soon = debounced(() => this.latest || this.pending || this.ask());
+    const soon = debounced(() => this.latest || this.pending || this.ask(), 60);
     this.text.addEventListener("input", () => {
       this.appended = [];
       this.stop();

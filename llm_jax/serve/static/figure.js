@@ -30,7 +30,7 @@ export function figure({ lines = [], dots = [], x, y, title }) {
     if (dot.label) named.push([cx, cy, dot.label]);
   }
   for (const one of named) svg.append(name(one, taken));
-  const legend = h("div", { class: "legend" }, lines.filter((line) => line.label).map((line) => h("span", {}, h("i", { class: "dash", style: { background: `var(--${line.color})` } }), line.label)));
+  const legend = h("div", { class: "legend" }, lines.filter((line) => line.label).map((line) => h("span", {}, h("i", { class: line.dashed ? "dash dashed" : "dash", style: { background: `var(--${line.color})`, color: `var(--${line.color})` } }), line.label)));
   return h("figure", {}, h("figcaption", {}, h("b", {}, title)), legend, svg);
 }
 

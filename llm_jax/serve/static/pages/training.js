@@ -156,7 +156,7 @@ function trades(curves) {
   return pairs.map(([title, across, xLabel, up, yLabel]) => {
     const lines = [];
     const dots = [];
-    for (const [run, { stages }] of Object.entries(curves)) {
+    for (const [number, [run, { stages }]] of Object.entries(curves).entries()) {
       for (const [name, stage] of Object.entries(stages)) {
         const [xs, ys] = [stage.y[across], stage.y[up]];
         if (!xs || !ys) continue;
@@ -168,8 +168,8 @@ function trades(curves) {
           means.push([0, 1].map((k) => part.reduce((total, row) => total + row[k], 0) / part.length).concat(part.at(-1)[2]));
         }
         const color = hue(name);
-        lines.push({ points: means, color, label: run ? `${run} ${name}` : name });
-        dots.push(...means.map(([x, y, step], i) => ({ x, y, color, radius: i === means.length - 1 ? 5 : 3, title: `step ${step}: ${real(x)}, ${real(y)}`, label: i === means.length - 1 ? "end" : "" })));
+        lines.push({ points: means, color, dashed: number > 0, label: run ? `${run} ${name}` : name });
+        dots.push(...means.map(([x, y, step], i) => ({ x, y, color, hollow: number > 0, radius: i === means.length - 1 ? 5 : 3, title: `step ${step}: ${real(x)}, ${real(y)}`, label: i === means.length - 1 ? run || "end" : "" })));
       }
     }
     return lines.length ? figure({ lines, dots, title, x: { label: xLabel }, y: { label: yLabel } }) : null;

@@ -95,7 +95,9 @@ def _serve(options: argparse.Namespace, with_page: bool) -> None:
       print(f"playground: {address}/{f'?token={token}' if token else ''}")
     print(f"{address}/v1", flush=True)
     # Answers that are not done would keep the server from ending.
-    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
+    settings = uvicorn.Config(
+      application, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+    )
     Server(settings).run([listener])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import threading
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from llm_jax.stages import runs
 from llm_jax.train import checkpoint
 from llm_jax.types import Params
 
+_FRESH = 1.0  # Seconds between two looks for a newer checkpoint.
 STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo", "online_dpo", "rejection")
 
 
@@ -60,6 +62,7 @@ class Models:
     self._engine = engine
     self._locks = {name: threading.Lock() for name in STAGES}
     self._loaded: dict[str, tuple[int, Served]] = {}
+    self._looked: dict[str, float] = {}  # When a loaded model was last known to be the newest.
     if not (self.names or wait):
       raise UserError(
         f"{root} holds no trained model (none of {', '.join(STAGES)} has a model.json): run "
@@ -84,7 +87,12 @@ class Models:
   def loaded(self, name: str) -> Served | None:
     """Returns a model if its newest checkpoint is loaded."""
     step, served = self._loaded.get(name, (None, None))
-    return served if step is not None and step == self._step(name) else None
+    if served is None or time.monotonic() - self._looked[name] < _FRESH:
+      return served
+    if step != self._step(name):
+      return None
+    self._looked[name] = time.monotonic()
+    return served
 
   def get(self, name: str) -> Served:
     """Returns a model, which is loaded if it was not; others answer in the meantime.
@@ -105,7 +113,7 @@ class Models:
         made = self._load(name)
         if name in self._loaded:
           threading.Thread(target=self._loaded[name][1].engine.drain, daemon=True).start()
-        self._loaded[name] = step, made
+        self._loaded[name], self._looked[name] = (step, made), time.monotonic()
       return self._loaded[name][1]
 
   def _step(self, name: str) -> int | None:

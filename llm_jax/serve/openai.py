@@ -65,11 +65,12 @@ async def _guarded(answering: Any) -> Response:
 
 
 async def _served(models: Models, name: str) -> Served:
+  if served := models.loaded(name):  # A thread would cost as much as reading a request.
+    return served
   if name not in models.names:
     known = ", ".join(models.names)
     raise Refused(f"there is no model {ascii(name)}; there are {known}", "model", 404)
-  # A thread only for one that has to be loaded: it costs as much as reading a request.
-  return models.loaded(name) or await asyncio.to_thread(models.get, name)
+  return await asyncio.to_thread(models.get, name)
 
 
 async def _complete(models: Models, asked: Completion, request: Request) -> Response:
@@ -230,9 +231,9 @@ async def _stream(shape: "_Shape", answers: _Answers, asked: Asked, made: Any):
   except Refused as error:
     yield b"data: " + error.response.body + b"\n\n"
     return
-  if (asked.stream_options or {}).get("include_usage"):
-    yield shape.frame(usage=_usage([], answers.wordings))
-  yield b"data: [DONE]\n\n"
+  counted = (asked.stream_options or {}).get("include_usage")
+  usage = shape.frame(usage=_usage([], answers.wordings)) if counted else b""
+  yield usage + b"data: [DONE]\n\n"
 
 
 class _Shape:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from llm_jax.data.tokenizer import Tokenizer
 
 _CONTEXT = 8  # Tokens of a prompt that a continuation is decoded after: their spaces are kept.
+_WINDOW = 24  # Tokens that are decoded again at most, before it starts nearer to the end.
 _HALF = "\ufffd"  # What bytes of a character that is not whole yet decode to.
 
 
@@ -22,7 +23,9 @@ class Wording:
     self._context = list(prompt[-_CONTEXT:])
     self._skipped = len(tokenizer.decode(self._context))
     self._longest = max((len(stop) for stop in self._stops), default=0)
-    self._fixed = 0, ""  # So many tokens, and their text: what follows leaves it as it is.
+    # So many tokens, and their text: what follows leaves it as it is. Then where decoding starts,
+    # and what it gives from there to the end of these tokens.
+    self._fixed = 0, "", 0, ""
     self.tokens: list[int] = []
     self.text = ""
     self.sent = 0
@@ -52,10 +55,8 @@ class Wording:
 
   def _whole(self) -> str:
     """The text of all tokens; only the last of them are decoded, after some before them."""
-    count, fixed = self._fixed
-    every, end = [*self._context, *self.tokens], len(self._context) + count
-    start = max(0, end - _CONTEXT)
-    before = self._tokenizer.decode(every[start:end]) if count else ""
+    count, fixed, start, before = self._fixed
+    every = [*self._context, *self.tokens]
     after = self._tokenizer.decode(every[start:])
     # Spaces in front of a text may be lost, and then more of them with what follows.
     if not count or not before.strip() or not after.startswith(before):
@@ -64,7 +65,10 @@ class Wording:
       text = fixed + after[len(before) :]
     # Bytes are decoded together, however many there are.
     if self.tokens and self.tokens[-1] not in self._tokenizer.byte_ids and text[-1:] != _HALF:
-      self._fixed = len(self.tokens), text
+      if len(every) - start > _WINDOW:
+        start = len(every) - _CONTEXT
+        after = self._tokenizer.decode(every[start:])
+      self._fixed = len(self.tokens), text, start, after
     return text
 
   def _fewest(self, length: int) -> int:

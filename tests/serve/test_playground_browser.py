@@ -280,6 +280,13 @@ def test_every_page_is_accessible_and_fits(browser, page, theme, width):
     tab.context.close()
 
 
+def test_the_check_of_accessibility_finds_what_it_should(tab):
+  tab.open("pipeline")
+  tab.page.evaluate("document.querySelector('main').append(document.createElement('input'))")
+  found = axe.Axe().run(tab.page).response["violations"]
+  assert "label" in [v["id"] for v in found if v["impact"] in ("serious", "critical")]
+
+
 def test_the_theme_is_remembered(tab):
   tab.open("pipeline")
   tab.page.get_by_role("button", name="Switch light and dark").click()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_jax import config
@@ -263,6 +263,7 @@ def test_headers_that_lie(tmp_path, header):
   put=st.binary(max_size=12),
   cut=st.integers(0, 12),
 )
+@example(place=10, put=b"\\\\\\n", cut=3)  # A line break in a name.
 def test_mutated_files_are_read_or_refused(tmp_path_factory, place, put, cut):
   path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
   shapes = {"a": (np.dtype("<f4"), (3, 2)), "b": (np.dtype("<i8"), (2,))}

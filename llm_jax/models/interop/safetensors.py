@@ -70,6 +70,8 @@ class File:
     return found.reshape(shape)
 
   def _bad(self, why: str) -> str:
+    # Names are the file's: what moves a terminal's cursor is not printed.
+    why = "".join(c if c.isprintable() else "\ufffd" for c in why)
     return f"{self.path}: {why}; this is no whole safetensors file: fetch it again"
 
   def _parsed(self, header: bytes, begin: int, size: int) -> dict[str, tuple]:

@@ -37,6 +37,7 @@ _ALONE = (
 _POINTS = 400  # Of a curve.
 _EVERY = 1.0  # Seconds between two looks at a run,
 _BEAT = 15  # and looks after which a silent stream says that it lives.
+_LAST = 1_000_000_000  # Number of a dropped document that may be asked for.
 _STREAMS = 16  # Pages that may watch.
 
 
@@ -238,7 +239,7 @@ def _data(routes: APIRouter, play: Playground) -> None:
 
   @routes.get("/api/dropped")
   def dropped(step: str, reason: str, first: int = 0) -> Response:
-    return _answered(lambda: play.corpus.dropped(step, reason, max(first, 0), 5))
+    return _answered(lambda: play.corpus.dropped(step, reason, min(max(first, 0), _LAST), 5))
 
   @routes.get("/api/cluster")
   def cluster(step: str, name: str) -> Response:

@@ -27,8 +27,12 @@ function show() {
   const name = current();
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.hash !== `#${name}`) link.removeAttribute("aria-current");
+    else if (!link.hasAttribute("aria-current")) {
+      link.setAttribute("aria-current", "page");
+      const row = link.parentElement; // On a phone it is wider than the page.
+      row.scrollLeft = link.offsetLeft - row.offsetLeft - row.clientWidth / 3;
+    }
   }
   if (!app.state) return;
   if (!app.open[name]) {

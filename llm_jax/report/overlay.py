@@ -179,16 +179,10 @@ def _spec(runs: dict[str, Run], there: dict[str, str], metric: str, panel: Panel
     held = metric.startswith(HELD_OUT)
     one = {"key": metric, "label": name, "color": color, "dots": held}
     series.append(one | {"from": _key(runs, name, stage)} | ({"dash": True} if dash else {}))
-  return {
+  return panel.look() | {
     "stage": series[0]["from"],
     "about": " and ".join(dict.fromkeys(there.values())),
-    "title": panel.title,
-    "hint": panel.hint,
-    "unit": panel.unit,
-    "zero": panel.zero,
-    "exact": panel.exact,
     "series": series,
-    "lines": [{"label": label, "value": value} for label, value in panel.lines],
     "marks": [],
     "said": [(metric, explain(metric))],
   }

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from llm_jax.report.load import Run
 from llm_jax.report.markup import dig, number
@@ -52,6 +53,17 @@ class Panel:
   zero: bool = False
   exact: bool = False
   marked: bool = False
+
+  def look(self) -> dict[str, Any]:
+    """What the page's script is told of a chart whatever its series are."""
+    return {
+      "title": self.title,
+      "hint": self.hint,
+      "unit": self.unit,
+      "zero": self.zero,
+      "exact": self.exact,
+      "lines": [{"label": label, "value": value} for label, value in self.lines],
+    }
 
 
 def panels(run: Run, stage: str) -> tuple[list[Panel], list[Panel]]:

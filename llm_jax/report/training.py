@@ -231,15 +231,9 @@ def spec(
       said.append((there[0][0], explain(there[0][0])))
   if not series:
     return None
-  return {
+  return panel.look() | {
     "stage": stage,
-    "title": panel.title,
-    "hint": panel.hint,
-    "unit": panel.unit,
-    "zero": panel.zero,
-    "exact": panel.exact,
     "series": series,
-    "lines": [{"label": label, "value": value} for label, value in panel.lines],
     "marks": [{"at": at, "label": what} for at, what in marks(curves, panel)],
     "said": said,
   }

@@ -61,12 +61,8 @@ def next_token(
   Raises:
     ValueError: if the context is too long.
   """
-  engine = served.engine
-  most = engine.prompt + engine.max_new
-  if not 0 < len(tokens) <= most:
-    raise ValueError(f"a context has 1 to {most} tokens here, not {len(tokens)}")
   found = _next(
-    served.model, served.params, _padded(tokens, most, served.tokenizer.pad_id), len(tokens) - 1,
+    served.model, served.params, _fitted(served, tokens), len(tokens) - 1,
     np.float32(temperature), np.float32(top_p), np.float32(uniform),
     min(LIKELIEST, served.tokenizer.vocab_size),
   )  # fmt: skip
@@ -118,12 +114,7 @@ def beside(own: Served, other: Served, tokens: Sequence[int]) -> Beside:
   Raises:
     ValueError: if the text is too long.
   """
-  engine = own.engine
-  most = engine.prompt + engine.max_new
-  if not 0 < len(tokens) <= most:
-    raise ValueError(f"a text has 1 to {most} tokens here, not {len(tokens)}")
-  padded_1T = _padded(tokens, most, own.tokenizer.pad_id)
-  found = _beside(own.model, other.model, own.params, other.params, padded_1T)
+  found = _beside(own.model, other.model, own.params, other.params, _fitted(own, tokens))
   return Beside(*(x[: len(tokens) - 1] for x in jax.device_get(found)))
 
 
@@ -186,6 +177,18 @@ def _head(model: Transformer, params: Params) -> Any:
 
 def _cap(model: Transformer) -> float:
   return model.cfg.logit_cap
+
+
+def _fitted(served: Served, tokens: Sequence[int]) -> np.ndarray:
+  """The text as `_padded` gives it.
+
+  Raises:
+    ValueError: if it is longer than a prompt and its answer may be.
+  """
+  most = served.engine.prompt + served.engine.max_new
+  if not 0 < len(tokens) <= most:
+    raise ValueError(f"a text has 1 to {most} tokens here, not {len(tokens)}")
+  return _padded(tokens, most, served.tokenizer.pad_id)
 
 
 def _padded(tokens: Sequence[int], most: int, pad_id: int) -> np.ndarray:

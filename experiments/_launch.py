@@ -31,7 +31,7 @@ FLAG_HELP = {
   "workdir": "where the run is written; the same command again continues it",
   "dry_run": "print the resolved config, parameters, FLOPs and memory; run nothing",
   "profile": "10:13 traces steps 10, 11 and 12 of each training into profile/ of its directory",
-  "rewind_to": "a step with a checkpoint: the run is taken back to it, once, and goes on",
+  "rewind_to": "a step with a checkpoint, or healthy: the run goes back to it once, and on",
   "skip_batches": "400:450 leaves out batches 400 to 449 from --rewind_to on",
   "coordinator": "host:port of process 0, the same for all processes of a run (docs/cluster.md)",
   "num_processes": "how many processes there are; 1: this one is alone",
@@ -228,11 +228,9 @@ def parse(
     holder = config_flags.DEFINE_config_file(
       "config", path, FLAG_HELP["config"], values, sys_argv=list(argv)
     )
-    for name in ("workdir", "profile", "coordinator", "skip_batches"):
+    for name in ("workdir", "profile", "coordinator", "rewind_to", "skip_batches"):
       flags.DEFINE_string(name, "", FLAG_HELP[name], values)
-    for name, usual in (
-      ("num_processes", None), ("process_id", None), ("start_timeout", 300), ("rewind_to", None),
-    ):  # fmt: skip
+    for name, usual in (("num_processes", None), ("process_id", None), ("start_timeout", 300)):
       flags.DEFINE_integer(name, usual, FLAG_HELP[name], flag_values=values)
     flags.DEFINE_bool("dry_run", False, FLAG_HELP["dry_run"], values)
     stray = values(list(argv))[1:]
@@ -333,7 +331,7 @@ def _profiling(steps: range | None) -> contextlib.AbstractContextManager:
   return profile.steps(steps)
 
 
-def _rewind(stage: str, cfg: Any, workdir: str, to: int | None, skip: str) -> None:
+def _rewind(stage: str, cfg: Any, workdir: str, to: str, skip: str) -> None:
   """Takes a run back, if that is asked for.
 
   Raises:
@@ -342,7 +340,7 @@ def _rewind(stage: str, cfg: Any, workdir: str, to: int | None, skip: str) -> No
   from llm_jax.train import processes, rewind
 
   numbers = rewind.parse(skip)
-  if to is None:
+  if not to:
     if skip:
       raise UserError(f"--skip_batches={skip} needs --rewind_to, the step from which they go")
     return

@@ -6,6 +6,7 @@ target counts; positions restart at 0 in every segment; segments count from 1, 0
 batch is {"chosen": LM batch, "rejected": LM batch}.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ def examples(
   seed: int = 0,
   shuffle: bool = True,
   epochs: int = -1,
+  numbered: bool = False,
 ) -> Iterator[Any]:
   """Returns a Grain iterator of `collate(items of one batch)`, with get_state and set_state.
 
@@ -117,12 +119,20 @@ def examples(
     seed: of the orders.
     shuffle: a new order in every epoch, instead of the given one.
     epochs: passes over `items`; -1: endless.
+    numbered: whether the arrays, a dict, get "documents" too: which items these are, from 1.
 
   Raises:
     UserError: if there are no items.
   """
+  if numbered:
+    items, collate = packing.Numbered(items), functools.partial(_numbered, collate)
   dataset = packing.shuffled(items, seed, epochs, shuffle).to_iter_dataset(packing.READ)
   return iter(dataset.batch(batch, drop_remainder=False, batch_fn=collate))
+
+
+def _numbered(collate: Callable[[Sequence[Any]], Any], items: Sequence[tuple[int, Any]]) -> Any:
+  arrays = collate([item for _, item in items])
+  return arrays | {"documents": np.array([number for number, _ in items])}
 
 
 def pack_examples(
@@ -133,6 +143,7 @@ def pack_examples(
   epochs: int = 1,
   shuffle: bool = True,
   strategy: str = "first_fit",
+  numbered: bool = False,
 ) -> Iterator[Arrays]:
   """Packs conversations, whole, many to a row; else as `pack_documents`.
 
@@ -140,7 +151,7 @@ def pack_examples(
     ValueError: if a row is too long, or its tokens and mask differ in size.
     UserError: if there are no rows.
   """
-  items = [_shifted(row, length, i) for i, row in enumerate(rows)]
+  items = [_shifted(row, length, i, numbered) for i, row in enumerate(rows)]
   dataset = packing.shuffled([x for x in items if len(x["tokens"])], seed, epochs, shuffle)
   return packing.pack(dataset, length, batch, seed, strategy)
 
@@ -153,6 +164,7 @@ def pack_documents(
   epochs: int = -1,
   shuffle: bool = True,
   strategy: str = "first_fit",
+  numbered: bool = False,
 ) -> Iterator[Arrays]:
   """Packs the documents of token files into LM batches.
 
@@ -167,6 +179,7 @@ def pack_documents(
     epochs: passes over the files; -1: endless.
     shuffle: False keeps the files' order (within the packer's open rows).
     strategy: "first_fit" | "best_fit" | "concat", see `packing.pack`.
+    numbered: whether a batch has "documents" too, int32 [B, T]: each token's document, from 1.
 
   Returns:
     A Grain iterator with get_state and set_state (JSON-able, exact).
@@ -174,7 +187,7 @@ def pack_documents(
   Raises:
     UserError: if a file is missing, damaged or empty.
   """
-  chunks = Chunks(TokenSource(path), length)
+  chunks = Chunks(TokenSource(path), length, numbered)
   dataset = packing.shuffled(chunks, seed, epochs, shuffle)
   bins = chunks.predictions // (8 * length)  # Else a small corpus has several epochs in them.
   return packing.pack(dataset, length, batch, seed, strategy, shuffle, bins)
@@ -213,7 +226,7 @@ def fill(stream: Iterable[Arrays]) -> Fill:
   return Fill(positions, real, counted, rows, segments, real / positions if positions else 0.0)
 
 
-def _shifted(row: Row, length: int, index: int) -> Arrays:
+def _shifted(row: Row, length: int, index: int, numbered: bool = False) -> Arrays:
   tokens, mask = row
   if len(tokens) != len(mask):
     raise ValueError(f"row {index}: {len(tokens)} tokens and {len(mask)} mask entries must match")
@@ -222,4 +235,5 @@ def _shifted(row: Row, length: int, index: int) -> Arrays:
       f"row {index} has {len(tokens)} tokens, but length={length} takes {length + 1}"
     )
   ids = np.asarray(tokens, np.int32)
-  return {"tokens": ids[:-1], "targets": ids[1:], "mask": np.asarray(mask, np.float32)[1:]}
+  item = {"tokens": ids[:-1], "targets": ids[1:], "mask": np.asarray(mask, np.float32)[1:]}
+  return item | ({"documents": np.full_like(ids[:-1], index + 1)} if numbered else {})

@@ -42,7 +42,11 @@ class Blend:
   seed: int
 
   def stream(
-    self, strategy: str = "first_fit", process: int = 0, processes: int = 1
+    self,
+    strategy: str = "first_fit",
+    process: int = 0,
+    processes: int = 1,
+    numbered: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
     """Returns batches; endless, with get_state and set_state.
 
@@ -53,13 +57,18 @@ class Blend:
       strategy: how documents are packed (`packing.pack`); rows that are packed already stay.
       process: the number of this one's part.
       processes: how many parts there are.
+      numbered: whether batches name their "documents" (of rows: the rows) and "sources".
     """
     packed = {n: s for n, s in self.sources.items() if isinstance(s, rows.RowSource)}
     if packed:
       return rows.RowStream(
-        packed, self.schedule.batch, self.seed, self.schedule, process, processes
+        packed, self.schedule.batch, self.seed, self.schedule, process, processes, numbered
       )
-    chunks = {n: s for n, s in self.sources.items() if isinstance(s, packing.Chunks)}
+    chunks = {
+      n: s.numbered() if numbered else s
+      for n, s in self.sources.items()
+      if isinstance(s, packing.Chunks)
+    }
     return mixture.scheduled(chunks, self.schedule, self.length, self.seed, strategy)
 
   def describe(self) -> dict[str, Any]:

@@ -269,7 +269,8 @@ class ScheduledStream(Iterator[dict[str, np.ndarray]]):
     names = [self._schedule.names[k] for k in self._schedule.sources(self._step)]
     rows = [next(self._streams[name]) for name in names]
     self._step += 1
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return batch | ({"sources": names} if "documents" in batch else {})
 
   def get_state(self) -> dict[str, Any]:
     """Returns where the stream is; JSON-able."""

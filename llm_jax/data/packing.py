@@ -50,10 +50,11 @@ class Chunks:
   Args:
     source: documents; `lengths` tells their sizes without reading them.
     length: predictions in a chunk at most.
+    numbered: whether an item has "documents" too: the number of its document, from 1, n times.
   """
 
-  def __init__(self, source: TokenSource, length: int):
-    self._source, self._length = source, length
+  def __init__(self, source: TokenSource, length: int, numbered: bool = False):
+    self._source, self._length, self._numbered = source, length, numbered
     # A document of one token or none has nothing to predict.
     self._predictions = np.maximum(source.lengths.astype(np.int64) - 1, 0)
     self._ends = np.cumsum(-(-self._predictions // length))
@@ -64,7 +65,15 @@ class Chunks:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     ids = self.ids(index)
-    return {"tokens": ids[:-1], "targets": ids[1:]}
+    item = {"tokens": ids[:-1], "targets": ids[1:]}
+    if self._numbered:
+      document = int(np.searchsorted(self._ends, index, side="right"))
+      item["documents"] = np.full_like(ids[:-1], document + 1)
+    return item
+
+  def numbered(self) -> "Chunks":
+    """Returns the same chunks, whose items have "documents"."""
+    return Chunks(self._source, self._length, numbered=True)
 
   def ids(self, index: int) -> np.ndarray:
     """Returns the inputs and the last target of chunk `index`, int32 [n + 1]."""
@@ -82,6 +91,22 @@ class Chunks:
 
   def __repr__(self) -> str:
     return f"Chunks({self._source!r}, {self._length})"
+
+
+class Numbered:
+  """Items of a source, each with its number from 1."""
+
+  def __init__(self, source: RandomAccess | Sequence[Any]):
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> tuple[int, Any]:
+    return index + 1, self._source[index]
+
+  def __repr__(self) -> str:
+    return repr(self._source)
 
 
 def shuffled(
@@ -107,7 +132,8 @@ def pack(
   """Packs items into rows and rows into LM batches (llm_jax/data/batches.py).
 
   Args:
-    dataset: items {"tokens", "targets"[, "mask"]}, each [n] with n <= length; a missing mask is 1.
+    dataset: items {"tokens", "targets"[, "mask"][, "documents"]}, each [n] with n <= length; a
+      missing mask is 1.
     length: T.
     batch: B. A finite dataset's last batch is filled up with empty rows (segments 0, mask 0).
     seed: of the order in which rows that were packed together come out, if `shuffle`.
@@ -123,7 +149,7 @@ def pack(
     ValueError: for an unknown strategy; on the first item longer than `length`.
   """
   rows = dataset.map(_with_mask).to_iter_dataset(READ)
-  lengths = {"tokens": length, "targets": length, "mask": length}
+  lengths = dict.fromkeys(_with_mask(dataset[0]), length)
   if strategy == "concat":
     rows = grain.experimental.ConcatThenSplitIterDataset(rows, length_struct=lengths)
   elif strategy in ("first_fit", "best_fit"):
@@ -176,7 +202,7 @@ def _with_mask(item: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   mask = item.get("mask")
   if mask is None:
     mask = np.ones(len(item["tokens"]), np.float32)
-  return {"tokens": item["tokens"], "targets": item["targets"], "mask": mask}
+  return {**item, "mask": mask}
 
 
 def _stack(rows: Sequence[Mapping[str, np.ndarray]], batch: int) -> dict[str, np.ndarray]:
@@ -186,7 +212,7 @@ def _stack(rows: Sequence[Mapping[str, np.ndarray]], batch: int) -> dict[str, np
     "mask": "mask",
     "positions": "tokens_positions",
     "segments": "tokens_segment_ids",
-  }
+  } | ({"documents": "documents"} if "documents" in rows[0] else {})
   out = {}
   for name, key in names.items():
     dtype = np.float32 if name == "mask" else np.int32

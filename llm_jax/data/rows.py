@@ -135,6 +135,8 @@ class RowStream(Iterator[dict[str, np.ndarray]]):
     schedule: which source each row is from (llm_jax/data/mixture.py); None for a single source.
     process: this one's number.
     processes: how many there are; divides `batch`.
+    numbered: whether a batch has "documents", the number of each row in its source, from 1, and
+      "sources", their names.
 
   Raises:
     UserError: if lengths or names differ, a source is empty, or processes do not divide the batch.
@@ -148,6 +150,7 @@ class RowStream(Iterator[dict[str, np.ndarray]]):
     schedule: Schedule | None = None,
     process: int = 0,
     processes: int = 1,
+    numbered: bool = False,
   ):
     named = sources if isinstance(sources, Mapping) else {"": sources}
     schedule = schedule or Schedule([(0, dict.fromkeys(named, 1.0))], batch, seed)
@@ -161,7 +164,7 @@ class RowStream(Iterator[dict[str, np.ndarray]]):
     if batch % processes or not 0 <= process < processes:
       raise UserError(f"process {process} of {processes} cannot share a batch of {batch} rows")
     self._sources = [named[name] for name in schedule.names]
-    self._schedule, self._seed, self._step = schedule, seed, 0
+    self._schedule, self._seed, self._step, self._numbered = schedule, seed, 0, numbered
     share = batch // processes
     self._mine = slice(process * share, (process + 1) * share)
 
@@ -182,7 +185,10 @@ class RowStream(Iterator[dict[str, np.ndarray]]):
     """Returns this process' part of the batch of a step, arrays [B / processes, T]."""
     kinds_B, rows_B = (x[self._mine] for x in self.rows_at(step))
     rows = [self._sources[k][int(r)] for k, r in zip(kinds_B, rows_B, strict=True)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    if self._numbered:
+      batch |= {"documents": rows_B + 1, "sources": [self._schedule.names[k] for k in kinds_B]}
+    return batch
 
   def __next__(self) -> dict[str, np.ndarray]:
     batch = self.at(self._step)

@@ -152,7 +152,8 @@ class Corrupted:
     self._count += 1
     texts = [row[used > 0] for row, used in zip(batch["tokens"], batch["segments"], strict=True)]
     pairs = [self._pair(text, random) for text in texts]
-    return collate(pairs, *self._sizes, start_id(self._tokenizer), self._tokenizer.pad_id)
+    out = collate(pairs, *self._sizes, start_id(self._tokenizer), self._tokenizer.pad_id)
+    return out | ({"documents": batch["documents"]} if "documents" in batch else {})
 
   def get_state(self) -> dict[str, Any]:
     """Returns what `set_state` needs."""

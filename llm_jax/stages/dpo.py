@@ -54,7 +54,11 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     loaded=start.params,
     feed=feeds.IteratorFeed(
       batches.examples(
-        encoded["train"], lambda rows: pairs.collate(rows, cfg.length), cfg.batch, cfg.seed
+        encoded["train"],
+        lambda rows: pairs.collate(rows, cfg.length),
+        cfg.batch,
+        cfg.seed,
+        numbered=True,
       )
     ),
     evaluate=_evaluate(cfg, objective, place, encoded["validation"]) if held_out else None,

@@ -112,6 +112,7 @@ class Collector:
     ended_B = rollout.ended.astype(np.float32)
     labelled, metrics = jax.device_get(self.label(batch, scores_B, ended_B))
     metrics = {name: float(value) for name, value in metrics.items()} | means
+    labelled |= {"documents": np.repeat(rows + 1, self.cfg.samples)}
     return labelled, metrics | {"rollout/logp_gap": logp_gap(batch)}
 
   def _choose(self, iteration: int) -> np.ndarray:

@@ -99,11 +99,14 @@ class Collector:
     params = self.asker.place.unreplicate(state.params)
     for attempt in range(_TRIES):
       seeds = [iteration, attempt]
-      rows = [self.asker.asked[i] for i in self.asker.choose(seeds, self.cfg.prompts)]
+      numbers = self.asker.choose(seeds, self.cfg.prompts)
+      rows = [self.asker.asked[i] for i in numbers]
       said = self.asker.ask(params, rows, seeds)
       chosen, rejected = extremes(said.scores)
       if len(chosen):
-        return self._labelled(params, said, chosen, rejected)
+        pairs, metrics = self._labelled(params, said, chosen, rejected)
+        pairs["documents"] = np.asarray(numbers)[chosen // self.cfg.samples] + 1
+        return _whole(pairs, self.cfg.batch), metrics
       processes.say(f"online_dpo: no pairs of {len(rows)} prompts, all answers are ties")
     raise UserError(
       f"config.score={self.cfg.score} gives no pairs: the {self.cfg.samples} answers to each of "
@@ -133,7 +136,7 @@ class Collector:
       "rollout/length": float(batch["mask"].sum(1).mean()),
       "pairs/tied": 1 - len(chosen) / len(said.scores),
     }
-    return _whole(pairs, self.cfg.batch), metrics | said.means
+    return pairs, metrics | said.means
 
   def _logps(self, params: Params, batch: Batch) -> np.ndarray:
     """[B] float32 log-probs of answers, in nats, summed over their tokens."""

@@ -191,7 +191,7 @@ class Collector:
       controller = returns.AdaptiveKL(cfg.kl_init, cfg.kl_target, cfg.kl_horizon)
       kl = metrics["objective/kl"]
       carried["kl_coef"] = float(controller.update(carried["kl_coef"], kl, cfg.rollouts))
-    return labelled, metrics
+    return labelled | {"documents": chosen_B + 1}, metrics
 
   def evaluation(self) -> Callable[[Params], dict[str, float]] | None:
     """Returns parameters of all roles, as placed -> the scores of held-out prompts' answers."""

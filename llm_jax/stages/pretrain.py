@@ -35,7 +35,7 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   model = Transformer.from_config(shape)
   ratio = tokens_per_byte(cfg.prepared)
   place = parallel.make(cfg.mesh)
-  feed = feeds.IteratorFeed(training_batches(cfg, workdir, place.share()))
+  feed = feeds.IteratorFeed(training_batches(cfg, workdir, place.share(), numbered=True))
   measure = training.evaluator(
     objectives.next_token(training.decoder_apply(model), token_loss),
     place,
@@ -58,24 +58,32 @@ def run(cfg: config.Pretrain, workdir: str, *, loss: Callable | None = None) -> 
   )
 
 
-def training_batches(cfg: config.Pretrain, workdir: str = "", share: tuple[int, int] = (0, 1)):
+def training_batches(
+  cfg: config.Pretrain,
+  workdir: str = "",
+  share: tuple[int, int] = (0, 1),
+  numbered: bool = False,
+):
   """Endless LM batches, with get_state; a mixture's plan is shown and put on record.
 
   Packing as it goes has one state for all rows: every process packs the whole batch, and its
   devices get their part. Of rows that were packed before, a process reads only its `share`, (which,
-  of how many). Both go on with any number of processes as if it were the same.
+  of how many). Both go on with any number of processes as if it were the same. Batches that are
+  `numbered` say which documents they are of (feeds.named).
 
   Raises:
     UserError: if a source is missing or does not fit the others.
   """
   if not cfg.mixture.sources:
     path = pathlib.Path(cfg.prepared) / "tokens" / "train"
-    return batches.pack_documents(path, cfg.length, cfg.batch, cfg.seed, strategy=cfg.packing)
+    return batches.pack_documents(
+      path, cfg.length, cfg.batch, cfg.seed, strategy=cfg.packing, numbered=numbered
+    )
   mixed = blended(cfg)
   if workdir:
     path = pathlib.Path(workdir) / "mixture.json"
     processes.first(lambda: _record(path, mixed))
-  return mixed.stream(cfg.packing, *share)
+  return mixed.stream(cfg.packing, *share, numbered)
 
 
 def _record(path: pathlib.Path, mixed: blend.Blend) -> None:

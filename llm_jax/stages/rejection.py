@@ -114,7 +114,7 @@ class RoundFeed:
     cfg, rows = self._cfg, self._choose.rows(self._round)
     seed = asking.seed_of(cfg.seed, [self._round])
     return feeds.IteratorFeed(
-      batches.pack_examples(rows, cfg.length, cfg.batch, seed=seed, epochs=-1)
+      batches.pack_examples(rows, cfg.length, cfg.batch, seed=seed, epochs=-1, numbered=True)
     )
 
 

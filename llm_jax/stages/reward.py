@@ -60,7 +60,9 @@ def _batches(cfg: config.Reward, train: Sequence[Compared], rows: list[dict]) ->
   """Batches of pairs, those of a group together if there are groups and `cfg.grouped`."""
   groups = [pair.group for pair in train]
   if not cfg.grouped or not any(groups):
-    return batches.examples(rows, lambda x: pairs.collate(x, cfg.length), cfg.batch, cfg.seed)
+    return batches.examples(
+      rows, lambda x: pairs.collate(x, cfg.length), cfg.batch, cfg.seed, numbered=True
+    )
 
   def collate(part: list[dict], weights: list[float]) -> Batch:
     weighed = [row | {"weight": weight} for row, weight in zip(part, weights, strict=True)]

@@ -101,7 +101,7 @@ def sft(
     loss_fn=objectives.next_token(apply(start.model, train=True), token_loss),
     make_params=training.initializer(start.model),
     loaded=start.params,
-    feed=feeds.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed)),
+    feed=feeds.IteratorFeed(batches.examples(train, collate, cfg.batch, cfg.seed, numbered=True)),
     evaluate=training.losses_on(objective, place, sources) if sources else None,
     place=place,
     adapters=training.adapters(cfg.lora),
@@ -116,6 +116,7 @@ def _corrupted(cfg: config.Pretrain, tokenizer: Tokenizer, split: str) -> Iterat
   rows = batches.pack_documents(
     path, seq2seq.text_length(cfg.length, **how), cfg.batch,
     cfg.seed if training_split else 0, -1 if training_split else 1, strategy="concat",
+    numbered=training_split,
   )  # fmt: skip
   seed = cfg.seed if training_split else 0
   return seq2seq.Corrupted(rows, tokenizer, cfg.length, seed, **how)

@@ -53,9 +53,9 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
 def _endless(rows: Sequence[Any], cfg: config.Sft) -> Iterator[Batch]:
   """Batches to train on; held out rows are packed either way, as their mean is by token."""
   if cfg.packed:
-    return _packed(rows, cfg, seed=cfg.seed, epochs=-1)
+    return _packed(rows, cfg, seed=cfg.seed, epochs=-1, numbered=True)
   return batches.examples(
-    rows, lambda part: batches.lm_batch(part, cfg.length), cfg.batch, cfg.seed
+    rows, lambda part: batches.lm_batch(part, cfg.length), cfg.batch, cfg.seed, numbered=True
   )
 
 

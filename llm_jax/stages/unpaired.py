@@ -65,7 +65,11 @@ def run(
     loaded=start.params,
     feed=feeds.IteratorFeed(
       batches.examples(
-        encoded["train"], lambda rows: collate(rows, cfg.length), cfg.batch, cfg.seed
+        encoded["train"],
+        lambda rows: collate(rows, cfg.length),
+        cfg.batch,
+        cfg.seed,
+        numbered=True,
       )
     ),
     evaluate=_evaluate(cfg, objective, drift, place, held_out) if held_out else None,

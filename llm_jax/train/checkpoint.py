@@ -1,11 +1,10 @@
-"""Checkpoints on disk: Orbax commits them, a SHA-256 manifest tells whether they are whole."""
+"""Checkpoints on disk: Orbax commits them in a thread, a manifest tells whether they are whole."""
 
-import hashlib
-import json
 import logging as std_logging
 import os
 import pathlib
 import shutil
+import threading
 import types
 from typing import Any
 
@@ -16,20 +15,21 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from llm_jax.errors import UserError
-from llm_jax.train import processes
+from llm_jax.train import manifest, processes, retention
 from llm_jax.train.faults import Faults
 from llm_jax.types import Params
 
-_MANIFEST = "sha256.json"
+_LONGEST = 4 * 3600  # Seconds that a save may take.
 # Of optax' ScheduleFreeState; its base_optimizer_state is not needed to evaluate.
 _AVERAGE = {"b1", "z", "weight_sum", "max_lr", "step_count"}
 
 
 class Checkpoints:
-  """The newest `keep` checkpoints of a directory.
+  """The newest `keep` checkpoints of a directory, those of some steps, and the last healthy one.
 
-  `save` returns when the checkpoint is committed: a process that is killed at any moment leaves the
-  previous one usable. `restore` checks every byte against the hashes that were taken at the commit,
+  `save` returns as soon as the state may change; a thread writes, commits and hashes it meanwhile,
+  and `wait` returns when that is done. A process that is killed at any moment leaves the previous
+  checkpoint usable. `restore` checks every byte against the hashes that were taken at the commit,
   and goes back to the previous checkpoint if they differ. Of many processes, which share the
   directory, all call every method: each writes, hashes and reads its part.
   """
@@ -52,27 +52,64 @@ class Checkpoints:
     self.directory = pathlib.Path(directory).absolute()
     self._keep, self._every, self._faults = keep, every, faults or Faults({})
     self._open: ocp.CheckpointManager | None = None
+    self._writing: threading.Thread | None = None
+    self._failed: UserError | Exception | None = None
 
-  def save(self, step: int, state: Any, extra: dict | None = None) -> None:
-    """Writes `state` (a pytree of arrays) and `extra` (JSON) under `step`; returns when committed.
+  def save(self, step: int, state: Any, extra: dict | None = None, healthy: bool = False) -> None:
+    """Begins to write `state` (a pytree of arrays) and `extra` (JSON) under `step`.
+
+    It waits for the save before. What is not committed when the process is killed is not there.
+
+    Args:
+      step: of the state.
+      state, extra: may be changed or donated when this returns.
+      healthy: whether it replaces the one that stays as the last healthy one.
 
     Raises:
-      UserError: if the disk is full, or would be: then nothing is written.
+      UserError: if the disk is full, or would be: then nothing is written. Also of the save before.
     """
-    state = jax.tree.map(_one_copy, state)
+    self.wait()
+    state = jax.tree.map(_held, state)
     self._check_space(step, state)
     args = {"state": ocp.args.StandardSave(state), "extra": ocp.args.JsonSave(extra or {})}
     try:
       self._faults.at_save()
-      with _quiet():
-        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
-        self._manager.wait_until_finished()
-    except Exception as e:
-      if "No space left" not in str(e):
-        raise
-      raise self._full(step, "no space left") from e
-    self._faults.at_save("commit")
-    _write_manifest(self.directory / str(step))
+      self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+    except Exception as error:
+      raise self._told(step, error) from error
+    self._writing = threading.Thread(target=self._commit, args=(step, healthy), name="checkpoint")
+    self._writing.start()
+
+  def check(self) -> None:
+    """Raises what a save failed with, if one did; waits for nothing."""
+    if self._failed is not None:
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns when what was saved is committed and hashed.
+
+    Raises:
+      UserError: if the disk is full.
+    """
+    if self._writing is not None:
+      self._writing.join()
+      self._writing = None
+    failed, self._failed = self._failed, None
+    if failed is not None:
+      raise failed
+
+  def _commit(self, step: int, healthy: bool) -> None:
+    """The part of a save beside the training."""
+    try:
+      self._manager.wait_until_finished()
+      self._faults.at_save("commit")
+      manifest.write(self.directory / str(step))
+      if processes.primary():
+        retention.apply(self.directory, step, healthy, keep=self._keep, every=self._every)
+      logging.info("Checkpoint %s/%d is saved.", self.directory, step)
+    except Exception as error:
+      self._failed = self._told(step, error)
+      self._failed.__cause__ = error
 
   def _check_space(self, step: int, state: Any) -> None:
     """A save that cannot be finished would leave a full disk to everyone."""
@@ -81,6 +118,9 @@ class Checkpoints:
     free = shutil.disk_usage(place).free
     if free < needed:
       raise self._full(step, f"{needed:,} bytes are needed and {free:,} are free")
+
+  def _told(self, step: int, error: Exception) -> Exception:
+    return self._full(step, "no space left") if "No space left" in str(error) else error
 
   def _full(self, step: int, why: str) -> UserError:
     before = latest_step(self.directory)
@@ -104,7 +144,7 @@ class Checkpoints:
     like = jax.tree.map(_abstract, like)
     while (step := self.latest_step()) is not None:
       self._faults.at_latest(self.directory / str(step))
-      damage = _damage(self.directory / str(step))
+      damage = manifest.damage(self.directory / str(step))
       if not damage:
         return self._read(step, like)
       logging.error("Checkpoint %s/%d is damaged (%s).", self.directory, step, damage)
@@ -115,24 +155,22 @@ class Checkpoints:
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest committed checkpoint, or None: the same in every process."""
+    self.wait()
     return processes.agree(latest_step(self.directory))
 
-  def wait(self) -> None:
-    """Returns when everything is on disk (`save` waits by itself)."""
-    if self._open is not None:
-      self._open.wait_until_finished()
-
   def close(self) -> None:
-    """Frees what the manager holds; the next call opens it again."""
-    if self._open is not None:
-      self._open.close()
-      self._open = None
+    """Waits, and frees what the manager holds; the next call opens it again."""
+    try:
+      self.wait()
+    finally:
+      if self._open is not None:
+        self._open.close()
+        self._open = None
 
   def _read(self, step: int, like: Any) -> tuple[Any, dict]:
     state, extra = ocp.args.StandardRestore(like), ocp.args.JsonRestore()
     try:
-      with _quiet():
-        out = self._manager.restore(step, args=ocp.args.Composite(state=state, extra=extra))
+      out = self._manager.restore(step, args=ocp.args.Composite(state=state, extra=extra))
     except (ValueError, KeyError, TypeError) as e:
       raise UserError(
         f"the checkpoint {self.directory}/{step} does not fit this run's model and optimizer "
@@ -144,24 +182,18 @@ class Checkpoints:
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
       options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep,
-        keep_period=self._every or None,
         create=True,
-        enable_async_checkpointing=False,
+        enable_async_checkpointing=True,
+        async_options=ocp.options.AsyncOptions(timeout_secs=_LONGEST),
         cleanup_tmp_directories=True,
       )
-      with _quiet():
-        self._open = ocp.CheckpointManager(self.directory, options=options)
+      self._open = ocp.CheckpointManager(self.directory, options=options)
     return self._open
 
 
 def latest_step(directory: str | os.PathLike) -> int | None:
   """Returns the step of the newest committed checkpoint of `directory`, or None."""
-  directory = pathlib.Path(directory)
-  if not directory.is_dir():
-    return None
-  # Orbax commits by renaming "<step>.orbax-checkpoint-tmp" to "<step>".
-  return max((int(p.name) for p in directory.iterdir() if p.name.isdigit()), default=None)
+  return max(retention.steps(directory), default=None)
 
 
 def fingerprint(directory: str | os.PathLike) -> str:
@@ -170,8 +202,8 @@ def fingerprint(directory: str | os.PathLike) -> str:
   step = latest_step(path)
   if step is None:
     return ""
-  manifest = path / str(step) / _MANIFEST
-  return f"{step}:{_sha256(manifest)}" if manifest.exists() else f"{step}:"
+  hashes = path / str(step) / manifest.NAME
+  return f"{step}:{manifest.sha256(hashes)}" if hashes.exists() else f"{step}:"
 
 
 def load_params(directory: str | os.PathLike) -> Params:
@@ -191,9 +223,9 @@ def load_params(directory: str | os.PathLike) -> Params:
   if step is None:
     state = "an empty directory" if path.is_dir() else "no such directory"
     raise UserError(f"{directory} has no checkpoint: {state}; run the stage that writes it first")
-  if damage := _damage(path / str(step)):
+  if damage := manifest.damage(path / str(step)):
     raise UserError(f"the checkpoint {path}/{step} is damaged ({damage}); delete it or train again")
-  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.metadata(path / str(step) / "state").item_metadata.tree
     tree = {"params": tree["params"]} | _averages(tree)
     item = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), tree)
@@ -227,72 +259,22 @@ def _abstract(x: Any) -> Any:
   return x
 
 
-def _one_copy(x: Any) -> Any:
+def _held(x: Any) -> Any:
+  """What a thread may write while the step that follows uses up the array."""
+  if not isinstance(x, jax.Array):
+    return np.array(x)
   # Orbax would let each replica write a slice, and compile one program per shape for it.
-  if isinstance(x, jax.Array) and jax.process_count() == 1 and x.sharding.is_fully_replicated:
-    return x.addressable_shards[0].data
-  return x
+  if jax.process_count() == 1 and x.sharding.is_fully_replicated:
+    x = x.addressable_shards[0].data
+  # Of a GPU's array Orbax makes a copy on the host, a CPU's it reads in place.
+  return jax.device_put(x, x.sharding, may_alias=False) if jax.default_backend() == "cpu" else x
 
 
-def _write_manifest(step_dir: pathlib.Path) -> None:
-  # The first process' list: another one may not see all files of a shared disk yet.
-  names = processes.agree([str(p.relative_to(step_dir)) for p in _files(step_dir)])
-  parts = processes.gather({name: _sha256(step_dir / name) for name in _mine(names)})
-  hashes = {name: digest for part in parts for name, digest in part.items()}
+class _Quiet(std_logging.Filter):
+  """Keeps Orbax's own log lines out of a run's log; errors are raised, too."""
 
-  def write() -> None:
-    temporary = step_dir / (_MANIFEST + ".tmp")
-    temporary.write_text(json.dumps({name: hashes[name] for name in names}, indent=1))
-    os.replace(temporary, step_dir / _MANIFEST)
-
-  processes.first(write)
+  def filter(self, record: std_logging.LogRecord) -> bool:
+    return record.levelno >= std_logging.ERROR or "orbax" not in record.pathname
 
 
-def _damage(step_dir: pathlib.Path) -> str:
-  """Returns what is wrong with a committed checkpoint, or ""; the same in every process.
-
-  One without a manifest was committed right before the process was killed: it is whole.
-  """
-  manifest = step_dir / _MANIFEST
-  text = manifest.read_text(errors="replace") if manifest.exists() else "{}"
-  found = processes.agree(text)
-  try:
-    hashes = json.loads(found)
-  except ValueError:
-    return f"{_MANIFEST} is no JSON"
-  return next(filter(None, processes.gather(_first_damage(step_dir, hashes))), "")
-
-
-def _first_damage(step_dir: pathlib.Path, hashes: dict[str, str]) -> str:
-  """What is wrong with this process' part of the files, or ""."""
-  for name in _mine(list(hashes)):
-    if not (step_dir / name).is_file():
-      return f"{name} is missing"
-    if _sha256(step_dir / name) != hashes[name]:
-      return f"{name} has changed since it was written"
-  return ""
-
-
-def _mine(names: list[str]) -> list[str]:
-  return names[jax.process_index() :: jax.process_count()]
-
-
-def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(p for p in step_dir.rglob("*") if p.is_file() and not p.name.startswith(_MANIFEST))
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-class _quiet:
-  """Keeps Orbax's own log lines out of a run's log; errors are raised, not logged."""
-
-  def __enter__(self) -> None:
-    self._logger = std_logging.getLogger("absl")
-    self._level = self._logger.level
-    self._logger.setLevel(std_logging.ERROR)
-
-  def __exit__(self, *exc: object) -> None:
-    self._logger.setLevel(self._level)
+std_logging.getLogger("absl").addFilter(_Quiet())

@@ -6,7 +6,7 @@ A fault is KIND@PLACE:N, several are separated by commas; it happens once, in th
 
     kill, term, hang @ step:N          before update N: SIGKILL, SIGTERM, or no end
     kill, term, enospc @ save:N        in the N-th save of the process; enospc: the disk is full
-    kill @ commit:N                    in the N-th save, once it is committed and not hashed yet
+    kill, enospc @ commit:N            in the N-th save, once it is committed and not hashed yet
     nan, spike @ step:N                update N has a loss that is no number, or far too high
     clock_jump @ step:N                from update N on the clock is a day behind
     bitflip, truncate @ latest         the newest checkpoint is damaged before it is read
@@ -32,7 +32,7 @@ FAULT, TESTING = "LLM_JAX_FAULT", "LLM_JAX_TESTING"
 PLACES = {
   "step": ("kill", "term", "hang", "nan", "spike", "clock_jump"),
   "save": ("kill", "term", "enospc"),
-  "commit": ("kill",),
+  "commit": ("kill", "enospc"),
   "latest": ("bitflip", "truncate"),
 }
 _SPEC = re.compile(r"(\w+)@(\w+)(?::(\d+))?")

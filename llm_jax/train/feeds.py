@@ -10,6 +10,8 @@ import numpy as np
 from llm_jax.errors import UserError
 from llm_jax.types import Batch, TrainState
 
+_NAMES = ("documents", "sources")
+
 
 class Feed(Protocol):
   """Where batches come from.
@@ -24,7 +26,8 @@ class Feed(Protocol):
     """Returns the next batch, of host arrays. `state` is the newest one, as placed.
 
     With many processes it is the whole batch, the same in each, or this process' part of the rows
-    (`place.share()`).
+    (`place.share()`). What it says of itself in "documents" (int [B, ...], numbers from 1, 0 where
+    there is none) and "sources" (B names) is for `named`, not for the step.
     """
     ...
 
@@ -51,6 +54,19 @@ class Feed(Protocol):
   def metrics(self) -> dict[str, float]:
     """Returns numbers of its own for the next row of metrics."""
     ...
+
+
+def named(batch: Batch) -> tuple[Batch, dict[str, Any]]:
+  """Returns the batch that a step takes, and what it is made of."""
+  own = {name: x for name, x in batch.items() if name not in _NAMES}
+  return own, {name: x for name, x in batch.items() if name in _NAMES}
+
+
+def describe(step: int, names: dict[str, Any]) -> dict[str, Any]:
+  """Returns what the batch of a step was made of, row by row; JSON-able."""
+  numbers = [np.unique(np.asarray(row)) for row in names.get("documents", [])]
+  found: dict[str, Any] = {"step": step, "documents": [x[x > 0].tolist() for x in numbers]}
+  return found | ({"sources": list(names["sources"])} if "sources" in names else {})
 
 
 class IteratorFeed:

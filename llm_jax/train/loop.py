@@ -1,6 +1,8 @@
 """The loop that every stage runs: feed, step, log, evaluate, checkpoint, resume, stop."""
 
+import collections
 import contextlib
+import math
 import os
 import pathlib
 import signal
@@ -14,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import rundir
 from llm_jax.errors import UserError
+from llm_jax.train import feeds, monitor, processes, profile, rewind
 from llm_jax.train import metrics as metrics_lib
-from llm_jax.train import monitor, processes, profile, rewind
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.faults import Faults
 from llm_jax.train.feeds import Feed
@@ -25,6 +28,8 @@ from llm_jax.types import Batch, Mean, TrainState
 
 # What must be finite for the run to go on; other metrics may be anything.
 _VITAL = ("loss", "grad_norm", "param_norm", "skipped")
+_WORSE = 0.1  # By this part of the lowest loss a healthy evaluation may be above it.
+_RECENT = 16  # Batches whose documents are named when a run diverges.
 
 
 class TrainingDiverged(UserError):
@@ -44,6 +49,26 @@ class Care(NamedTuple):
   keep: int = 2
   keep_every: int = 0
   hang_after: float = 0.0
+
+
+class Health(NamedTuple):
+  """What the last evaluation says of a state.
+
+  Attributes:
+    lowest: eval/loss so far.
+    good: whether all of its numbers were finite, and eval/loss at most a tenth above the lowest.
+  """
+
+  lowest: float = math.inf
+  good: bool = False
+
+  def after(self, values: dict[str, float]) -> "Health":
+    """Returns what the numbers of the next evaluation make of it."""
+    finite, loss = all(map(math.isfinite, values.values())), values.get("eval/loss")
+    if loss is None or not finite:
+      return Health(self.lowest, finite)
+    lowest = min(self.lowest, loss)
+    return Health(lowest, loss <= lowest + _WORSE * abs(lowest))
 
 
 _USUAL = Care()
@@ -76,8 +101,7 @@ def fit(
 
   Args:
     step_fn, state: as `place.compile` and `place.init` make them; the state is used up.
-    feed, place, workdir: where batches come from, where arrays live, and what gets metrics.jsonl,
-      tb/, checkpoints/ and, where it is asked for, profile/.
+    feed, place, workdir: where batches come from, arrays live, and metrics.jsonl and others go.
     steps, log_every: updates in all, and per row of metrics, each the average over them.
     eval_every, evaluate: updates between evaluations (0: none; one at the end); state -> numbers.
     checkpoint_every, care: updates between checkpoints (one at the end, too), and what stays.
@@ -100,12 +124,13 @@ def fit(
         for step in range(start + 1, steps + 1):
           dog.arm()
           state = run.advance(step_fn, state, step)
+          checkpoints.check()
           stop, last = run.agreed(signals.received), step == steps
           if evaluate and eval_every and (step % eval_every == 0 or last):
             dog.disarm()
             run.evaluate(step, evaluate, state)
           if step % checkpoint_every == 0 or last or stop:
-            run.save(step, state, checkpoints)
+            run.save(step, state, checkpoints, wait=bool(stop or last))
           if stop:
             run.leave(stop, step, steps)
   return state
@@ -123,6 +148,8 @@ class _Run:
     self.recompilations, self.watch = monitor.Recompilations(name), profile.Watch(workdir, name)
     self.faults = Faults()
     self.flag: jax.Array | None = None  # The highest signal of all processes, on its way.
+    self.recent: collections.deque = collections.deque(maxlen=_RECENT)  # Steps, with their names.
+    self.health = Health()
 
   def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
     if checkpoints.latest_step() is None:
@@ -150,13 +177,14 @@ class _Run:
     if saved:
       self.feed.set_state(processes.own(saved["feed"]))
       sums = {k: Mean(*(np.asarray(x, np.float32) for x in v)) for k, v in saved["sums"].items()}
-      self.sums = sums or None
+      self.sums, self.health = sums or None, Health(*saved["health"])
 
   def advance(self, step_fn: Callable, state: TrainState, step: int) -> TrainState:
     self.watch.before(step, state)
     before = time.monotonic()
     with profile.mark("feed"):
-      batch = self.faults.at_step(step, self.feed.next(state))
+      batch, names = feeds.named(self.faults.at_step(step, self.feed.next(state)))
+      self.recent.append((step, names))
       batch = self.place.batch(batch, self.rows)
     self.waited += time.monotonic() - before
     with self.recompilations.watch(step, batch):
@@ -201,9 +229,13 @@ class _Run:
     if "skipped" in bad:  # By train/guard.py, whose metrics are otherwise finite.
       what = f"loss={values['loss']}, grad_norm={values['grad_norm']}, one more update in a row "
       what += "than may be skipped (config.optimizer.skip_limit, skip_sigma)"
+    record = self.workdir / "diverged.json"
+    batches = [feeds.describe(n, names) for n, names in self.recent if n <= step]
+    rundir.write_json(record, {"step": step, "metrics": values, "batches": batches})
     raise TrainingDiverged(
       f"{self.name} diverged at step {step}: {what}; no such state was saved. Lower "
-      "config.optimizer.lr, lengthen its warmup or look at the data, then start again"
+      f"config.optimizer.lr, lengthen its warmup or look at the data ({record} names the documents "
+      "of its batch), then start again"
     )
 
   def write(self, step: int, row: dict[str, float], extra: dict[str, float]) -> None:
@@ -234,6 +266,7 @@ class _Run:
     began = time.monotonic()
     with profile.mark("evaluate"):
       values = {f"eval/{k}": float(v) for k, v in evaluate(state).items()}
+    self.health = self.health.after(values)
     self.writer.write(step, values | {"time/eval": time.monotonic() - began})
     self.clock += time.monotonic() - began  # Not the steps' time.
 
@@ -253,14 +286,17 @@ class _Run:
     processes.say(f"{message}; run the same command to go on")
     sys.exit(128 + number)
 
-  def save(self, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
+  def save(self, step: int, state: TrainState, checkpoints: Checkpoints, wait: bool) -> None:
     self.land()  # Raises if the state is not finite.
     began = time.monotonic()
     sums = {} if self.sums is None else self.place.fetch(self.sums)
     sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
-    extra = {"feed": processes.joint(self.feed.get_state()), "sums": sums}
+    extra = {"feed": processes.joint(self.feed.get_state()), "sums": sums, "health": self.health}
     with profile.mark("save"):
-      checkpoints.save(step, _changing(self.place.unreplicate(state)), extra)
+      state = _changing(self.place.unreplicate(state))
+      checkpoints.save(step, state, extra, healthy=self.health.good)
+      if wait:
+        checkpoints.wait()
     self.clock += time.monotonic() - began
 
 

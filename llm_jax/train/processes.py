@@ -25,7 +25,8 @@ from llm_jax.errors import UserError
 _HEAD = 256  # Bytes of the first exchange, of which four are the size.
 _LONGEST = 3_600_000  # Milliseconds at a barrier.
 _EACH = "__processes__"
-_numbers = itertools.count()  # Barriers need names that were never used.
+# Barriers and values need names that were never used.
+_numbers, _asides = itertools.count(), itertools.count()
 
 
 def primary() -> bool:
@@ -56,6 +57,22 @@ def gather(value: Any) -> list[Any]:
   whole[: len(text)] = np.frombuffer(text, np.uint8)
   rows = np.asarray(multihost_utils.process_allgather(whole))
   return [json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes, strict=True)]
+
+
+def aside(value: Any) -> list[Any]:
+  """Like `gather`, in a thread beside the one that trains: devices have no part in it.
+
+  One such thread at a time may call it.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  # Nothing public gives the client of the coordinator, which Orbax' barriers use too.
+  from jax._src import distributed
+
+  client, name = distributed.global_state.client, f"llm_jax/aside/{next(_asides)}"
+  client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
+  keys = (f"{name}/{process}" for process in range(jax.process_count()))
+  return [json.loads(client.blocking_key_value_get(key, _LONGEST)) for key in keys]
 
 
 def agree(value: Any) -> Any:

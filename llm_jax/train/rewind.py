@@ -12,9 +12,9 @@ import shutil
 
 from llm_jax import rundir
 from llm_jax.errors import UserError
-from llm_jax.train import processes
+from llm_jax.train import processes, retention
 
-_RECORD = "rewound.json"
+_RECORD, _HEALTHY = "rewound.json", "healthy"
 
 
 def parse(text: str) -> range:
@@ -33,14 +33,14 @@ def parse(text: str) -> range:
   return found
 
 
-def apply(workdir: str | os.PathLike, to: int, skip: range) -> None:
-  """Sets aside the checkpoints after step `to`, and notes which batches are left out from now on.
+def apply(workdir: str | os.PathLike, to: int | str, skip: range) -> None:
+  """Sets aside the checkpoints after `to`, and notes which batches are left out from now on.
 
   The same once more changes nothing: a command may be started again as it is.
 
   Args:
     workdir: of a training stage.
-    to: a step that has a checkpoint.
+    to: a step that has a checkpoint, or "healthy": the last one with a good evaluation.
     skip: numbers of batches, counted from 1 over the whole run.
 
   Raises:
@@ -48,27 +48,42 @@ def apply(workdir: str | os.PathLike, to: int, skip: range) -> None:
   """
   path = pathlib.Path(workdir)
   done = _read(path)
-  entry = {"to": to, "skip": [skip.start, skip.stop] if skip else []}
-  if entry in done:
-    processes.say(f"{path.name}: was taken back to step {to} before, and goes on")
-    return
+  asked = {"to": str(to), "skip": [skip.start, skip.stop] if skip else []}
+  for entry in done:
+    if asked.items() <= entry.items():
+      processes.say(f"{path.name}: was taken back to step {entry['step']} before, and goes on")
+      return
   folder = path / "checkpoints"
-  steps = (
-    sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-  )
-  if to not in steps:
-    known = ", ".join(map(str, steps)) or "none"
-    raise UserError(
-      f"--rewind_to={to}: {folder} has no checkpoint of this step, only {known}; "
-      "config.keep and config.keep_every say which ones stay"
-    )
-  for step in steps:
-    if step > to:
+  target = _target(folder, str(to))
+  for step in retention.steps(folder):
+    if step > target:
       aside = folder / f"{step}.rewound"
       shutil.rmtree(aside, ignore_errors=True)
       os.replace(folder / str(step), aside)
-  rundir.write_json(path / _RECORD, [*done, entry])
-  processes.say(f"{path.name}: taken back to step {to}")
+  rundir.write_json(path / _RECORD, [*done, asked | {"step": target}])
+  processes.say(f"{path.name}: taken back to step {target}")
+
+
+def _target(folder: pathlib.Path, to: str) -> int:
+  """The step that `to` means.
+
+  Raises:
+    UserError: if it has no checkpoint.
+  """
+  steps, healthy = retention.steps(folder), retention.last_healthy(folder)
+  known = ", ".join(map(str, steps)) or "none"
+  if to == _HEALTHY and healthy is None:
+    raise UserError(
+      f"--rewind_to={to}: no checkpoint of {folder} had a good evaluation (config.eval_every); "
+      f"there are {known}"
+    )
+  if to != _HEALTHY and (not to.isdecimal() or int(to) not in steps):
+    raise UserError(
+      f"--rewind_to={to}: {folder} has no checkpoint of this step, only {known}; "
+      f'config.keep and config.keep_every say which ones stay, and "{_HEALTHY}" is the last one '
+      "with a good evaluation"
+    )
+  return int(to) if healthy is None or to != _HEALTHY else healthy
 
 
 def skipped(workdir: str | os.PathLike) -> list[range]:

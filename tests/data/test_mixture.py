@@ -208,6 +208,18 @@ def test_bad_schedules_are_named(phases, message):
     mixture.Schedule(phases, 8)
 
 
+def test_a_scheduled_stream_of_numbered_chunks_names_the_source_of_each_row(chunks):
+  numbered = {name: source.numbered() for name, source in chunks.items()}
+  batch = next(
+    mixture.scheduled(numbered, mixture.Schedule([(0, {"long": 1, "short": 1})], 8), 64, seed=2)
+  )
+  token = {"long": 10, "short": 100}
+  for source, documents, targets, mask in zip(
+    batch["sources"], batch["documents"], batch["targets"], batch["mask"], strict=True
+  ):
+    assert set(targets[mask > 0]) == {token[source]} and (documents[mask > 0] > 0).all()
+
+
 def test_scheduled_stream_takes_rows_and_resumes(chunks):
   phases = [(0, {"long": 1, "short": 1}), (6, {"short": 1})]
   streams = [mixture.scheduled(chunks, mixture.Schedule(phases, 8), 64, seed=2) for _ in range(2)]

@@ -261,3 +261,33 @@ def test_chunks_tell_their_sizes_without_being_read(path, documents, length):
   sizes = [len(chunks[i]["tokens"]) for i in range(len(chunks))]
   assert chunks.sizes().tolist() == sizes
   assert sum(sizes) == chunks.predictions == sum(max(len(d) - 1, 0) for d in documents)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_numbered_batches_name_the_document_of_every_token(path, documents, strategy):
+  where = {int(token): n for n, ids in enumerate(documents, 1) for token in ids}
+  order = {"seed": 3, "epochs": 1, "strategy": strategy}
+  plain = batches.pack_documents(path, 16, 4, **order)
+  for batch, same in zip(
+    batches.pack_documents(path, 16, 4, numbered=True, **order), plain, strict=True
+  ):
+    numbers = batch.pop("documents")
+    at = batch["segments"] > 0
+    assert numbers[at].tolist() == [where[int(token)] for token in batch["tokens"][at]]
+    assert not numbers[~at].any()
+    for name, x in same.items():
+      np.testing.assert_array_equal(batch[name], x)
+
+
+def test_numbered_examples_name_themselves():
+  items = [f"item {n}" for n in range(1, 8)]
+
+  def collate(part):
+    return {"items": np.array(part)}
+
+  stream = batches.examples(items, collate, 3, seed=5, numbered=True)
+  plain = batches.examples(items, collate, 3, seed=5)
+  for _ in range(6):
+    batch = next(stream)
+    assert batch["items"].tolist() == [f"item {n}" for n in batch["documents"]]
+    assert batch["items"].tolist() == next(plain)["items"].tolist()

@@ -211,6 +211,16 @@ def test_mixed_rows_follow_the_schedule_and_read_each_source_in_turn(folder):
   assert (batch["targets"][batch["mask"] > 0] >= 200_000).all()
 
 
+def test_numbered_batches_name_the_row_and_the_source_of_each_row(folder):
+  sources = {name: rows.RowSource(folder / f"{name}_rows") for name in "ab"}
+  stream = rows.RowStream(sources, 12, 3, numbered=True)
+  for _ in range(4):
+    batch = next(stream)
+    names = zip(batch["sources"], batch["documents"], batch["tokens"], strict=True)
+    for source, number, tokens in names:
+      np.testing.assert_array_equal(tokens, sources[source][int(number) - 1]["tokens"])
+
+
 def test_states_of_other_streams_and_bad_shares_are_named(folder):
   state = make(folder).get_state()
   with pytest.raises(UserError, match="'seed': 3"):

@@ -54,7 +54,8 @@ def whole(tmp_path_factory):
 
 DEADLY = [
   ("kill@step:7", -9), ("kill@save:2", -9), ("kill@commit:2", -9), ("term@step:7", 143),
-  ("term@save:2", 143), ("enospc@save:2", 2), ("term@step:3,kill@save:1", -9),
+  ("term@save:2", 143), ("enospc@save:2", 2), ("enospc@commit:2", 2),
+  ("term@step:3,kill@save:1", -9),
 ]  # fmt: skip
 
 
@@ -98,6 +99,7 @@ def test_what_hangs_ends_with_the_stacks_of_its_threads(whole, tmp_path):
 def test_a_state_that_is_not_finite_is_never_saved(whole, tmp_path):
   code, error = toy(tmp_path, "nan@step:7")
   assert code == 2 and "diverged at step 7" in error and "no such state was saved" in error
+  assert json.loads((tmp_path / "diverged.json").read_text())["batches"][-1]["step"] == 7
   assert checkpoint.latest_step(tmp_path / "checkpoints") == 5
   jax.tree.map(lambda x: np.isfinite(x).all(), checkpoint.load_params(tmp_path))
   assert toy(tmp_path)[0] == 0

@@ -1,6 +1,8 @@
 """Checkpoints: exact, kept in number, checked, readable on another mesh and without a state."""
 
+import logging
 import shutil
+import threading
 import time
 import types
 
@@ -11,8 +13,9 @@ import pytest
 
 from llm_jax import config
 from llm_jax.errors import UserError
-from llm_jax.train import parallel
+from llm_jax.train import manifest, parallel, retention
 from llm_jax.train.checkpoint import Checkpoints, latest_step, load_params
+from llm_jax.train.faults import Faults
 from llm_jax.train.step import state_maker
 from tests.train import toys
 
@@ -59,9 +62,70 @@ def test_a_save_is_fast(tmp_path):
   checkpoints.save(1, state)
   began = time.process_time()
   checkpoints.save(2, state)
+  checkpoints.wait()
   spent = time.process_time() - began
   checkpoints.close()
   assert spent < 1  # Of this process: other ones do not count.
+
+
+@pytest.fixture
+def gate(monkeypatch):
+  """Lets no checkpoint be done before it is set."""
+  event, write = threading.Event(), manifest.write
+  monkeypatch.setattr(manifest, "write", lambda path: (event.wait(60), write(path)))
+  return event
+
+
+@pytest.mark.parametrize("mesh", [None, config.Mesh(data=2, fsdp=2, tensor=2)], ids=["one", "mesh"])
+def test_a_state_may_be_used_up_while_it_is_written(tmp_path, gate, caplog, mesh):
+  caplog.set_level(logging.INFO)
+  checkpoints, state = Checkpoints(tmp_path), new_state(1, mesh)
+  was, extra = jax.device_get(state), {"feed": {"used": 1}}
+  spoil = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+  checkpoints.save(1, state.replace(rng=None), extra)
+  jax.block_until_ready(spoil(state.replace(rng=None)))
+  extra["feed"]["used"] = 2
+  assert "is saved" not in caplog.text  # Only what is committed and hashed is said to be.
+  gate.set()
+  checkpoints.wait()
+  assert "1 is saved" in caplog.text
+  restored, kept = checkpoints.restore(new_state(2, mesh).replace(rng=None))
+  checkpoints.close()
+  assert_equal(jax.device_get(restored), was.replace(rng=None))
+  assert kept == {"feed": {"used": 1}}
+
+
+def test_what_fails_beside_the_training_is_raised_at_the_next_step_in_one_line(tmp_path):
+  faults = Faults({"LLM_JAX_FAULT": "enospc@commit:2", "LLM_JAX_TESTING": "1"})
+  checkpoints = Checkpoints(tmp_path, faults=faults)
+  checkpoints.save(1, {"x": np.zeros(3)})
+  checkpoints.wait()
+  checkpoints.save(2, {"x": np.ones(3)})
+  with pytest.raises(UserError, match="no space left to save step 2 in .* goes on from step"):
+    for _ in range(600):
+      checkpoints.check()
+      time.sleep(0.1)
+  checkpoints.check()  # It is told once.
+  checkpoints.close()
+
+
+def test_the_last_healthy_checkpoint_stays_however_many_follow(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  for step in range(1, 9):
+    checkpoints.save(step, {"x": np.full(3, step)}, healthy=step in (2, 3))
+  checkpoints.close()
+  assert retention.steps(tmp_path) == [3, 7, 8] and retention.last_healthy(tmp_path) == 3
+
+
+def test_what_was_half_removed_is_no_checkpoint_and_goes(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints.save(1, {"x": np.zeros(3)})
+  checkpoints.wait()
+  (tmp_path / "1").rename(tmp_path / "1.removed")
+  assert checkpoints.latest_step() is None
+  checkpoints.save(2, {"x": np.zeros(3)})
+  checkpoints.close()
+  assert [p.name for p in tmp_path.iterdir()] == ["2"]
 
 
 def test_a_sharded_checkpoint_is_restored_on_another_mesh(tmp_path):

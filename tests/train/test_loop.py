@@ -113,11 +113,17 @@ def test_rows_are_averages_over_their_interval(whole, tmp_path):
 
 
 def test_divergence_stops_before_anything_is_saved(tmp_path):
-  feed = feeds.IteratorFeed(toy_run.batches(poison=10))
+  named = (
+    batch | {"documents": np.array([[2 * n, 0], [2 * n + 1, 2 * n]])}
+    for n, batch in enumerate(toy_run.batches(poison=10), 1)
+  )
   with pytest.raises(
     loop.TrainingDiverged, match=r"toy diverged at step 10: loss=nan, grad_norm=nan"
   ):
-    toy_run.run(tmp_path, 20, feed=feed)
+    toy_run.run(tmp_path, 20, feed=feeds.IteratorFeed(named))
+  record = json.loads((tmp_path / "diverged.json").read_text())
+  assert record["step"] == 10 and [part["step"] for part in record["batches"]] == [*range(1, 11)]
+  assert record["batches"][-1]["documents"] == [[20], [20, 21]]
   assert checkpoint.latest_step(tmp_path / "checkpoints") == 5
   params = checkpoint.load_params(tmp_path)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))

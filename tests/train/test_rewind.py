@@ -53,6 +53,21 @@ def test_a_kill_after_it_loses_neither_the_way_back_nor_what_is_left_out(tmp_pat
   assert steps == sorted(set(steps))
 
 
+def test_the_last_healthy_checkpoint_is_gone_back_to_by_that_name(tmp_path):
+  losses = iter([3.0, 1.0, 1.05, 4.0, float("nan")])
+
+  def judged(state):
+    return {"loss": next(losses)}
+
+  options = {"eval_every": 5, "evaluate": judged, "checkpoint_every": 5, "care": KEPT}
+  toy_run.run(tmp_path / "run", 25, **options)
+  for _ in range(2):
+    rewind.apply(tmp_path / "run", "healthy", range(0))
+    assert checkpoint.latest_step(tmp_path / "run" / "checkpoints") == 15
+  with pytest.raises(UserError, match="--rewind_to=healthy: no checkpoint of .* good evaluation"):
+    rewind.apply(tmp_path / "other", "healthy", range(0))
+
+
 def test_only_checkpoints_that_are_there_can_be_gone_back_to(tmp_path):
   for step in (5, 10):
     (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
@@ -62,7 +77,7 @@ def test_only_checkpoints_that_are_there_can_be_gone_back_to(tmp_path):
     rewind.apply(tmp_path / "nowhere", 7, range(0))
   rewind.apply(tmp_path, 5, range(0))
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10.rewound", "5"]
-  assert json.loads((tmp_path / "rewound.json").read_text()) == [{"to": 5, "skip": []}]
+  assert json.loads((tmp_path / "rewound.json").read_text()) == [{"to": "5", "skip": [], "step": 5}]
   assert rewind.skipped(tmp_path) == []
 
 

@@ -9,6 +9,7 @@ import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -267,7 +268,7 @@ def _held(x: Any) -> Any:
   if jax.process_count() == 1 and x.sharding.is_fully_replicated:
     x = x.addressable_shards[0].data
   # Of a GPU's array Orbax makes a copy on the host, a CPU's it reads in place.
-  return jax.device_put(x, x.sharding, may_alias=False) if jax.default_backend() == "cpu" else x
+  return jnp.copy(x) if jax.default_backend() == "cpu" else x
 
 
 class _Quiet(std_logging.Filter):

@@ -33,6 +33,7 @@ from tools import _figures
 
 KILLED, WHOLE = NAMES = ("killed", "whole")
 _GRACE = 120  # Seconds in which a run has to save and leave.
+_LEFT = {128 + signal.SIGTERM, -signal.SIGTERM}  # The latter before its first step.
 _WARM = 20  # Seconds of a life in which it loads and compiles.
 _MIB = 1024
 
@@ -164,7 +165,7 @@ def problems(found: dict[str, Any], growth: float) -> list[str]:
     "parameters differ, or no step has two checkpoints": found["parameters_equal"],
     "memory grows": found["growth"] is not None and found["growth"] <= growth,
     "memory grows from life to life": (found["growth_over_lives"] or 0) <= growth,
-    "a run did not save and leave": all(code == 143 for code in found["codes"].values()),
+    "a run did not save and leave": set(found["codes"].values()) <= _LEFT,
   }
   return [text for text, good in checks.items() if not good]
 

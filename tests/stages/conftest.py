@@ -1,54 +1,22 @@
 """A prepared corpus of a toy language, and a chain of tiny stages trained on it once."""
 
-import json
-
 import flax.linen as nn
 import jax
 import pytest
 
 from llm_jax import config
-from llm_jax.data import packing, questions, tokenizer
 from llm_jax.models import interop
 from llm_jax.models.transformer import Transformer
 from llm_jax.stages import ppo, preferences, pretrain, reward, runs, sft, training
+from tools import _toy_world
 
-VERBS = ("Return", "Count", "Delete", "Sort")
-NOUNS = ("rows", "files", "names", "items", "words", "links")
-SHAPE = config.Model(dim=32, layers=1, heads=2)
-
-
-def asked(split, count=24):
-  pairs = [(verb, noun) for verb in VERBS for noun in NOUNS]
-  return [
-    questions.Question(
-      f"{split}.{verb}_{noun}",
-      f"{verb}_{noun}",
-      f"What does {verb.lower()} {noun} do?\n{verb.lower()}_{noun}(x)",
-      f"{verb} all the {noun} of a {split} table.",
-      f"{verb.lower()}_{noun}(x)",
-      f"https://docs.invalid/{split}",
-    )
-    for verb, noun in pairs[:count]
-  ]
+SHAPE, asked = _toy_world.SHAPE, _toy_world.asked
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
   path = tmp_path_factory.mktemp("prepared")
-  texts = {
-    split: [f"{q.heading}\n{q.answer}" for q in asked(split)] for split in ("train", "validation")
-  }
-  coder = tokenizer.train(texts["train"], path / "tokenizer", 300)
-  splits = {}
-  (path / "questions").mkdir()
-  for split, documents in texts.items():
-    rows = [[coder.bos_id, *ids, coder.eos_id] for ids in coder.encode_batch(documents)]
-    packing.write_tokens(path / "tokens" / split / "00000.array_record", rows, coder.vocab_size)
-    size = sum(len(d.encode()) for d in documents)
-    tokens = sum(len(row) - 1 for row in rows)
-    splits[split] = {"documents": len(documents), "bytes": size, "tokens": tokens}
-    questions.write(path / "questions" / f"{split}.jsonl", asked(split))
-  (path / "manifest.json").write_text(json.dumps({"splits": splits}))
+  _toy_world.prepare(path)
   return path
 
 

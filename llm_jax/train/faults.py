@@ -2,65 +2,27 @@
 
     LLM_JAX_TESTING=1 LLM_JAX_FAULT=kill@step:7
 
-A fault is KIND@PLACE:N, several are separated by commas; it happens once, in the first process:
-
-    kill, term, hang @ step:N          before update N: SIGKILL, SIGTERM, or no end
-    kill, term, enospc @ save:N        in the N-th save of the process; enospc: the disk is full
-    kill, enospc @ commit:N            in the N-th save, once it is committed and not hashed yet
-    nan, spike @ step:N                update N has a loss that is no number, or far too high
-    clock_jump @ step:N                from update N on the clock is a day behind
-    bitflip, truncate @ latest         the newest checkpoint is damaged before it is read
+llm_jax/faults.py says how they are named, and which there are.
 """
 
 import errno
 import os
 import pathlib
-import re
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from llm_jax.errors import UserError
+from llm_jax.faults import Fault, asked, parse
 from llm_jax.train import processes
 from llm_jax.types import Batch
 
-FAULT, TESTING = "LLM_JAX_FAULT", "LLM_JAX_TESTING"
-PLACES = {
-  "step": ("kill", "term", "hang", "nan", "spike", "clock_jump"),
-  "save": ("kill", "term", "enospc"),
-  "commit": ("kill", "enospc"),
-  "latest": ("bitflip", "truncate"),
-}
-_SPEC = re.compile(r"(\w+)@(\w+)(?::(\d+))?")
+__all__ = ["Faults", "parse"]
+
 _DAY = 86400.0
-
-
-class Fault(NamedTuple):
-  """What is to happen, where, and at which count of it."""
-
-  kind: str
-  place: str
-  number: int
-
-
-def parse(text: str) -> list[Fault]:
-  """Returns the faults of a spec.
-
-  Raises:
-    UserError: for an unknown one.
-  """
-  found = []
-  for part in filter(None, text.split(",")):
-    match = _SPEC.fullmatch(part.strip())
-    if not match or match[1] not in PLACES.get(match[2], ()):
-      known = ", ".join(f"{k}@{place}" for place, kinds in PLACES.items() for k in kinds)
-      raise UserError(f"{FAULT}={text}: {part} is none of {known}, with :N where it counts")
-    found.append(Fault(match[1], match[2], int(match[3] or 1)))
-  return found
 
 
 class Faults:
@@ -74,10 +36,7 @@ class Faults:
   """
 
   def __init__(self, environ: Any = os.environ):
-    text = environ.get(FAULT, "")
-    if text and environ.get(TESTING) != "1":
-      raise UserError(f"{FAULT}={text} is for tests alone: unset it, or set {TESTING}=1 too")
-    self._left = parse(text)
+    self._left = asked(environ)
     self._counts: dict[str, int] = {}
     self._behind = 0.0
 

@@ -97,3 +97,14 @@ def test_a_job_service_runs_the_same_tasks(tmp_path):
     service.stop()
   assert found == [{"square": 9}, {"square": 1}, {"square": 4}]
   assert ran(tmp_path) == [1, 2, 3]
+
+
+def of_tuples(out):
+  return {"pages": [(1, "a")]}
+
+
+def test_a_result_is_the_same_whether_it_is_new_or_read(tmp_path):
+  """Results of both kinds meet where a killed run goes on, and are compared there."""
+  task = engines.Task(str(tmp_path / "a"))
+  assert engines.run_task(of_tuples, task) == engines.run_task(of_tuples, task)
+  assert of_tuples("") != engines.run_task(of_tuples, task) == {"pages": [[1, "a"]]}

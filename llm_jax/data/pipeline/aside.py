@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax.data.pipeline import engines
+from llm_jax.data.workers import WorkerDied
 from llm_jax.errors import UserError
 
 MARK = "made_of.json"  # In the folder, it tells what the folder is for.
@@ -20,8 +21,8 @@ def building(
 ) -> Iterator[pathlib.Path]:
   """Gives a folder in `root`: that of a killed run, if it was to make the same, else a new one.
 
-  It stays after a kill or Ctrl-C, and goes when all is done, or when the input is refused; then
-  `root` goes too, if it was made for this.
+  It stays after a kill or Ctrl-C, or if a worker dies, and goes when all is done, or when the input
+  is refused; then `root` goes too, if it was made for this and nothing else is there.
 
   Args:
     root: of the results.
@@ -45,8 +46,9 @@ def building(
         engines.write_json(mark, made_of)
       try:
         yield folder
-      except UserError:
-        shutil.rmtree(folder)
+      except UserError as error:
+        if not isinstance(error, WorkerDied):
+          shutil.rmtree(folder)
         raise
       shutil.rmtree(folder)
   finally:

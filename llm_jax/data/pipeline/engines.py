@@ -5,25 +5,22 @@ JSON result; where that is there, the task is done and is not run again. So a ph
 goes on where it was, and every engine leaves the same bytes.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from llm_jax.data.workers import Pool
 from llm_jax.errors import UserError, nearest
 
 Result = dict[str, Any]
 _ENGINES = ("local", "beam")
-_WAITING = 4  # Tasks per worker that are handed out ahead.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +80,11 @@ def check(name: str, beam_runner: str = "") -> None:
 
 
 def run_task(fn: Function, task: Task) -> Result:
-  """Runs a task, unless its result is there."""
+  """Runs a task, unless its result is there; returns it as the file has it, either way."""
   done = result_of(task)
   if done is None:
-    done = fn(task.out, *task.args)
-    write_json(task.out + ".json", done)
+    write_json(task.out + ".json", fn(task.out, *task.args))
+    done = read_json(task.out + ".json")  # A tuple is a list there.
   return done
 
 
@@ -124,50 +121,27 @@ class Local:
 
   def __init__(self, workers: int = 1):
     self._workers = workers
-    self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+    self._pool = Pool(workers)
 
   def __enter__(self) -> "Local":
     return self
 
-  def __exit__(self, *_: object) -> None:
-    if self._pool:
-      self._pool.shutdown(wait=True, cancel_futures=True)
-      self._pool = None
+  def __exit__(self, *error: object) -> None:
+    self._pool.__exit__(*error)
 
   def run(self, fn: Function, tasks: Iterable[Task]) -> Iterator[Result]:
-    """As `Engine.run`; tasks are taken only a few ahead, so they may be made as they go."""
+    """As `Engine.run`; tasks are taken only a few ahead, so they may be made as they go.
+
+    Raises:
+      WorkerDied: if a worker does.
+    """
     tasks = iter(tasks)
     first = list(itertools.islice(tasks, 2))
     tasks = itertools.chain(first, tasks)
     if self._workers <= 1 or len(first) < 2:
       yield from (run_task(fn, task) for task in tasks)
-      return
-    if self._pool is None:
-      context = multiprocessing.get_context("spawn")
-      self._pool = concurrent.futures.ProcessPoolExecutor(
-        self._workers, mp_context=context, initializer=end_with_parent
-      )
-    ahead = itertools.islice(tasks, _WAITING * self._workers)
-    waiting = collections.deque(self._pool.submit(run_task, fn, task) for task in ahead)
-    try:
-      while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(self._pool.submit(run_task, fn, task) for task in itertools.islice(tasks, 1))
-    finally:
-      for future in waiting:
-        future.cancel()
-
-
-def end_with_parent() -> None:
-  """Lets this worker end when its parent does, however that ends: nobody else would tell it."""
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def watch() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
+    else:
+      yield from self._pool.map(functools.partial(run_task, fn), tasks)
 
 
 def names(directory: str | os.PathLike[str], count: int) -> list[str]:

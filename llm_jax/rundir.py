@@ -26,6 +26,8 @@ PACKAGES = (
 MAX_DIFF = 200_000  # Characters of `git diff` kept.
 _PATIENCE = 3.0  # Seconds that workers of a process that was killed may take to end.
 RECORDS = ("config.json", "overrides.json", "info.json")
+# What a stage says of the files that it read (data/intake.py): that is no progress yet.
+DATA, QUARANTINE = "data.json", "quarantine.jsonl"
 
 _SECRETS = (
   # name = value, where the name says that the value is a secret.
@@ -202,9 +204,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _forget(path: pathlib.Path, before: set[pathlib.Path], made: list[pathlib.Path]) -> None:
-  """Removes the records and the new directories, unless there is another new file."""
-  records = [path / name for name in RECORDS]
-  new = set(path.rglob("*")) - before - set(records)
+  """Removes the records and the new directories, unless there is another new file.
+
+  What the error may point to, the rows that cannot be read, stays.
+  """
+  records = [path / name for name in (*RECORDS, DATA)]
+  new = set(path.rglob("*")) - before - {*records, path / QUARANTINE}
   if any(p.is_symlink() or not p.is_dir() for p in new):
     return
   for record in records:

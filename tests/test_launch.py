@@ -116,6 +116,21 @@ def test_a_refused_first_launch_does_not_stand_in_the_way_of_the_corrected_one(t
   assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_a_refused_launch_says_of_its_files_is_no_progress(tmp_path):
+  body = """
+from llm_jax.stages import own
+with own.intake(cfg, workdir) as taken:
+  taken.add("a.jsonl", 9)
+if cfg.loss == 'typo()': raise UserError('no such loss')"""
+  workdir = f"--workdir={tmp_path / 'runs' / 'sft'}"
+  done = launch_stage(body, workdir, "--config.loss=typo()")
+  assert (done.returncode, done.stderr) == (2, "error: no such loss\n")
+  assert not list(tmp_path.iterdir())
+  done = launch_stage(body, workdir)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert json.loads((tmp_path / "runs" / "sft" / "data.json").read_text())[0]["rows"] == 9
+
+
 def test_a_loss_of_ones_own_trains_the_published_dpo(tmp_path):
   read = json.JSONDecoder().raw_decode
   mine, published = (read(launch(name, "--dry_run").stdout)[0] for name in ("custom_loss", "dpo"))

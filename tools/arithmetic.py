@@ -140,7 +140,7 @@ def _figures(root: pathlib.Path, cfg: config.Grpo) -> dict[str, float]:
   found = {}
   for name in ("sft", "grpo", "grpo_constant", "sft_more"):
     asking = dataclasses.replace(cfg, init=str(root / name), score="exact")
-    collect = grpo.Collector.load(asking, parallel.make(cfg.mesh), None)
+    collect = grpo.Collector.load(asking, str(root), parallel.make(cfg.mesh), None)
     measured = collect.actor.measure(collect.reference, held_out, cfg.prompts)
     found[name] = measured["score"]
   guess = Counter(row.truth for row in train).most_common(1)[0][0]

@@ -7,32 +7,38 @@ Formats: docs/posttraining.md. Kinds: conversations, preferences, labels, rankin
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llm_jax.data import formats
 from llm_jax.data.formats import Conversation, Labelled, Messages, Preference, Ranking, Table
+from llm_jax.data.intake import Intake
+from llm_jax.data.readers.streams import Lost
 from llm_jax.errors import UserError
 
 _HEAD: tuple[str, ...] = ("file", "format", "kind", "rows", "kept", "dropped")
 _MOST = 300  # Characters shown of a text.
+_LINES = 5  # Rows of a file that are named which cannot be read.
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Prints a table of the files that can be read, and a line for each other; 2: there was one."""
+  """Prints a table of files, and a line for all that cannot be read; 2: there was something."""
   options = _parser().parse_args(argv)
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore
   rows, shown, errors = [_HEAD], [], []
   for file in options.files:
+    intake = Intake("", most=math.inf)
     try:
-      for table in tables(file, options.kind, options.format):
+      for table in tables(file, options.kind, options.format, intake.lose):
         rows.append(_row(file, table))
         for number, item in enumerate(table.items[: max(options.show, 0)], 1):
           shown += ["", f"── {Path(file).name} · {table.kind} · {number}", *_item(item)]
     except UserError as error:
-      errors.append(error)
+      errors.append(str(error))
+    errors += intake.lines(_LINES)
   try:
     for line in [*(_aligned(rows) if rows[1:] else ()), *shown]:
       print(line)
@@ -43,23 +49,27 @@ def main(argv: list[str] | None = None) -> int:
   return 2 if errors else 0
 
 
-def tables(file: str, kind: str = "", format: str = "") -> Iterator[Table]:
+def tables(
+  file: str, kind: str = "", format: str = "", lost: Callable[[Lost], None] = formats.refuse
+) -> Iterator[Table]:
   """Yields what a file holds.
 
   Args:
     file: as `llm_jax.data.formats.read` takes it.
     kind: the one to read; "": all that it holds without being worked out from another.
     format: what it must be; "": what it is found to be.
+    lost: as `llm_jax.data.formats.read` takes it.
 
   Raises:
     UserError: if it cannot be read, or does not hold the kind.
   """
-  for wanted in (kind,) if kind else formats.detect(file, format).reads:
-    yield formats.read(file, wanted, format)
+  for wanted in (kind,) if kind else formats.detect(file, format, lost).reads:
+    yield formats.read(file, wanted, format, lost)
 
 
 def _row(file: str, table: Table) -> tuple[str, ...]:
-  drops = "; ".join(f"{name} {count:,}" for name, count in table.drops.items())
+  lost = {"cannot be read": sum(table.lost.values())} if table.lost else {}
+  drops = "; ".join(f"{name} {count:,}" for name, count in (table.drops | lost).items())
   count, kept = f"{table.rows:,}", f"{len(table.items):,}"
   return Path(file).name, table.format, table.kind, count, kept, drops or "-"
 

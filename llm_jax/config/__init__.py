@@ -23,7 +23,10 @@ from llm_jax.config.training import (
 )
 
 # Fields, and groups of them, that do not change what is trained: a run may go on with others.
-HOW = ("workers", "engine", "beam_runner", "beam_options", "mesh", "hang_after", "keep_every")
+HOW = (
+  "workers", "engine", "beam_runner", "beam_options", "mesh", "hang_after", "keep_every",
+  "max_lost",
+)  # fmt: skip
 
 __all__ = [
   "Agreement",

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from dataclasses import field
 
+from llm_jax.config.data import check_lost
 from llm_jax.config.online import Drawing
 from llm_jax.config.training import Mesh, Sampling
 from llm_jax.errors import UserError, nearest
@@ -166,6 +167,7 @@ class Rlaif:
   prepared: str = "runs/quickstart/prepare"  # Has the tokenizer of `init`.
   init: str = "runs/quickstart/sft"  # The model that answers, criticises and revises.
   data: tuple[str, ...] = ()  # Files of conversations to ask from; (): the prepared questions.
+  max_lost: float = 0.0  # Rows that may be unreadable: so many, or a share of all; 0: none.
   questions: int = 0  # Prompts; 0: all.
   principles: str = "configs/data/principles.json"
   revisions: int = (
@@ -186,6 +188,7 @@ class Rlaif:
     Raises:
       UserError: one line that names the fields and the remedy.
     """
+    check_lost(self.max_lost)
     known = ("revise", "prefer")
     if self.part not in known:
       raise UserError(f'config.part="{self.part}" is unknown{nearest(self.part, known)}')
@@ -218,6 +221,7 @@ class Agreement:
 
   seed: int = 0
   data: tuple[str, ...] = ()  # Files of preferences in any format: LLMBar, PandaLM, HH, ...
+  max_lost: float = 0.0  # Rows that may be unreadable: so many, or a share of all; 0: none.
   score: str = ""  # Reward models, or any other score (stages/rewards.py); "": the judge is asked.
   prepared: str = "runs/quickstart/prepare"  # Has the tokenizer.
   length: int = 512  # Tokens that reward models read; a longer conversation loses its oldest.
@@ -233,6 +237,7 @@ class Agreement:
     Raises:
       UserError: one line that names the fields and the remedy.
     """
+    check_lost(self.max_lost)
     if not self.data:
       raise UserError(
         """config.data is empty: name files of preferences, --config.data='("pairs.jsonl",)'"""

@@ -44,7 +44,7 @@ class Prepare:
   beam_runner: str = ""  # "": in this process. Or Flink, Spark, Dataflow: docs/data.md.
   beam_options: tuple[str, ...] = ()  # Further words of Beam's command line.
   reader: Reader = field(default_factory=Reader)
-  max_lost: int = 0  # Records that cannot be read: so many are put on record, one more is an error.
+  max_lost: float = 0.0  # Records that may be unreadable: so many, or a share of all; 0: none.
   max_bytes: int = 12_000_000  # pydocs: stop the crawl after so many bytes of text; 0: take all.
   # Steps in order, each a call (data/pipeline/steps.py); configs/data/ holds published lists.
   recipe: tuple[str, ...] = ("extract", "repair", "whitespace", "same_address", "duplicates")
@@ -61,6 +61,7 @@ class Prepare:
         "config.workers must be at least 1 and config.seed not negative, got "
         f"{self.workers} and {self.seed}"
       )
+    check_lost(self.max_lost)
     if not self.reader.text:
       raise UserError("config.reader.text must name a column, got none")
     if self.reader.max_bytes < 1:
@@ -106,3 +107,19 @@ class Mixture:
       raise UserError("config.weights and config.preset are of config.sources, and there are none")
     if not self.max_epochs > 0:
       raise UserError(f"config.max_epochs must be above 0, got {self.max_epochs}")
+
+
+def check_lost(most: float) -> None:
+  """Checks a budget of rows, or records, that cannot be read.
+
+  Args:
+    most: so many, or below 1 such a share of them all; 0: the first one is an error.
+
+  Raises:
+    UserError: if it is neither.
+  """
+  if not most >= 0 or (most > 1 and most % 1):
+    raise UserError(
+      f"config.max_lost={most} must be 0 (none), a share below 1, or a count: so many rows may be "
+      "unreadable"
+    )

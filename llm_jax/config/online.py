@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import field
 
+from llm_jax.config.data import check_lost
 from llm_jax.config.model import Lora
 from llm_jax.config.training import Sampling, Stage
 from llm_jax.errors import UserError, nearest
@@ -16,6 +17,7 @@ class Drawing(Stage):
   data: tuple[str, ...] = ()  # Files of conversations to ask from; (): the prepared questions.
   eval_data: tuple[str, ...] = ()  # Their answers are scored every eval_every steps; (): none.
   eval_questions: int = 256  # Of eval_data.
+  max_lost: float = 0.0  # Rows that may be unreadable: so many, or a share of all; 0: none.
   prompt_length: int = 64  # Tokens; a longer prompt loses its oldest.
   sampling: Sampling = field(default_factory=Sampling)
 
@@ -27,6 +29,7 @@ class Drawing(Stage):
     """
     super().validate()
     self._check_least(1, "prompt_length", "eval_questions")
+    check_lost(self.max_lost)
 
   def _check_least(self, least: int, *names: str) -> None:
     for name in names:

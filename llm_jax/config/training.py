@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import field
 
-from llm_jax.config.data import Mixture
+from llm_jax.config.data import Mixture, check_lost
 from llm_jax.config.model import Lora, Model
 from llm_jax.errors import UserError, nearest
 
@@ -175,6 +175,7 @@ class Sft(Stage):
   data: tuple[str, ...] = ()  # Files, or file=weight; (): the questions of `prepared`.
   validation: float = 0.02  # Fraction of prompts of `data` that is held out; 0: none.
   validation_data: tuple[str, ...] = ()  # Files that are held out, in the place of a fraction.
+  max_lost: float = 0.0  # Rows that may be unreadable: so many, or a share of all; 0: none.
   packed: bool = True  # False: a row is one conversation, as in recipes that count them in a batch.
   neftune: float = 0.0  # Alpha of the noise on embeddings (arXiv:2310.05914): 5 is usual; 0: none.
   input_length: int = 0  # Tokens that an encoder reads; 0: `length`, which is that of the answers.
@@ -194,6 +195,7 @@ class Sft(Stage):
         f"config.neftune must not be negative (0: no noise, 5 is usual), got {self.neftune}"
       )
     _check_fraction(self.validation)
+    check_lost(self.max_lost)
     if self.validation_data and not self.data:
       raise UserError(
         "config.validation_data is held out of config.data, which is empty: set both, or none"
@@ -210,6 +212,7 @@ class Reward(Stage):
   # A directory of experiments.preferences, or with files; or comma-separated files, file=weight.
   preferences: str = "runs/quickstart/preferences"
   validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
+  max_lost: float = 0.0  # Rows that may be unreadable: so many, or a share of all; 0: none.
   shuffle_labels: bool = False  # Negative control: the label of every pair is a coin flip.
   center: float = 0.01  # Weight of (chosen + rejected)^2, which fixes the free offset.
   margin: float = 0.0  # Times the margin of the data, which goes to the loss; 0: none.
@@ -224,6 +227,7 @@ class Reward(Stage):
     """
     super().validate()
     _check_fraction(self.validation)
+    check_lost(self.max_lost)
     if not 0 <= self.margin < math.inf:
       raise UserError(
         f"config.margin must not be negative (0: none, 1: as the data has it), got {self.margin}"
@@ -240,6 +244,7 @@ class Dpo(Stage):
   preferences: str = "runs/quickstart/preferences"
   labels: str = ""  # Files of answers that are wanted or not, in the place of pairs: kto().
   validation: float = 0.02  # Fraction of prompts of files that is held out; 0: none.
+  max_lost: float = 0.0  # Rows that may be unreadable: so many, or a share of all; 0: none.
   kinds: str = ""  # Comma-separated kinds, or sources, of pairs to train on; "": all.
   average: bool = False  # Mean instead of summed log-probs over an answer's tokens.
   soft_labels: bool = True  # Labels are as sure as the data says (arXiv:2212.08073).
@@ -256,6 +261,7 @@ class Dpo(Stage):
     """
     super().validate()
     _check_fraction(self.validation)
+    check_lost(self.max_lost)
     if self.sync_every < 0 or not 0 < self.sync_alpha <= 1:
       raise UserError(
         "config.sync_every must not be negative (0: never) and config.sync_alpha in (0, 1], got "

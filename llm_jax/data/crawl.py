@@ -36,8 +36,8 @@ from llm_jax.data.readers.tables import Columns
 from llm_jax.errors import UserError
 
 __all__ = [
-  "DEFAULTS", "SUFFIXES", "Lost", "Options", "Raw", "extract", "files", "name_of", "read",
-  "read_file", "read_lines",
+  "DEFAULTS", "SUFFIXES", "Lost", "Options", "Raw", "Unreadable", "extract", "files", "name_of",
+  "read", "read_file", "read_lines",
 ]  # fmt: skip
 
 SUFFIXES = (".warc", ".arc", ".wet", ".html", ".htm", ".jsonl", ".txt", ".parquet")
@@ -82,6 +82,10 @@ class Options:
 
 
 DEFAULTS = Options()
+
+
+class Unreadable(UserError):
+  """A record cannot be read, and nobody takes what is lost."""
 
 
 def read(
@@ -168,9 +172,12 @@ def read_lines(
     for at, line in jsonl.lines(part, limits.max_bytes):
       where = f"byte {at}"
       if len(line) > limits.max_bytes:
-        yield limits.over(where, "the line")
+        event = limits.over(where, "the line")
       else:
-        yield tables.json_line(line, name, where, limits, columns)
+        event = tables.json_line(line, name, where, limits, columns)
+      if lost is None and isinstance(event, Gone):  # It is the end: now there is time to count.
+        event = event._replace(where=f"line {jsonl.numbers(part.path, [at])[at]}")
+      yield event
 
   yield from _records(events(), part.path, name, lost, None)
 
@@ -269,13 +276,13 @@ def _records(
       if skipped:
         skipped(event.kind)
     elif lost:
-      lost(Lost(name, event.where, event.reason))
+      lost(Lost(name, event.where, event.reason, event.start))
     else:
       kind, _, number = event.where.partition(" ")
       where = f":{number}" if kind == "line" else f": {event.where}"
       if kind == "byte" and event.todo == FETCH:
         where = f": broken at or before {event.where}"
-      raise UserError(f"{file}{where}: {event.reason}; {event.todo}")
+      raise Unreadable(f"{file}{where}: {event.reason}; {event.todo}")
 
 
 def _events(file: pathlib.Path, name: str, limits: Limits, columns: Columns) -> Iterator[Event]:

@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
 from llm_jax.errors import UserError
@@ -84,12 +84,20 @@ def rows(part: Range) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def bad_row(part: Range, at: int, reason: str) -> UserError:
   """An error that names the line which starts at byte `at`."""
-  number = 1
-  with _open(part.path) as f:
-    while at > 0 and (block := f.read(min(at, 1 << 20))):
-      number += block.count(b"\n")
-      at -= len(block)
+  number = numbers(part.path, [at])[at]
   return UserError(f"{part.path}, line {number}: {reason}; correct or remove this line")
+
+
+def numbers(path: str, starts: Iterable[int]) -> dict[int, int]:
+  """Returns the numbers, from 1, of the lines that start at these bytes; reads the file once."""
+  found, number, at = {}, 1, 0
+  with _open(path) as f:
+    for start in sorted(starts):
+      while at < start and (block := f.read(min(start - at, _BLOCK))):
+        number += block.count(b"\n")
+        at += len(block)
+      found[start] = number
+  return found
 
 
 def _open(path: str) -> BinaryIO:

@@ -18,6 +18,7 @@ import numpy as np
 
 from llm_jax.data import chat, formats
 from llm_jax.data.formats import Conversation, Labelled, Preference
+from llm_jax.data.intake import Intake
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 
@@ -121,6 +122,7 @@ def load(
   held_out: Iterable[str] = (),
   seed: int = 0,
   field: str = "config.data",
+  intake: Intake | None = None,
 ) -> Data:
   """Reads files of any format (llm_jax/data/formats) and encodes what they hold.
 
@@ -134,12 +136,15 @@ def load(
     held_out: files that are held out whole, in the place of a fraction.
     seed: of the rows that a fractional weight leaves out.
     field: names the remedy in an error.
+    intake: takes the counts of each file, and rows that cannot be read; None: the first of these is
+      an error.
 
   Raises:
     UserError: if a file cannot be read, or nothing is left to train on or to hold out.
   """
-  parts = [_read(file, kind, encode) for file in files(entries, field)]
-  others = [_read(file, kind, encode) for file in files(held_out, f"{field} (validation)")]
+  parts = [_read(file, kind, encode, intake) for file in files(entries, field)]
+  whole = files(held_out, f"{field} (validation)")
+  others = [_read(file, kind, encode, intake) for file in whole]
   if not any(part.rows for part in parts):
     raise UserError(f"{field}: no row is left to train on: {'; '.join(p.report for p in parts)}")
   if others and not any(part.rows for part in others):
@@ -258,8 +263,9 @@ def _answered(tokenizer: Tokenizer, prompt, answer: str, limit: int = 0) -> Toke
   return chat.render(tokenizer, messages, limit, (len(prompt),))
 
 
-def _read(file: File, kind: str, encode: Encode) -> _Part:
-  table = formats.read(file.path, kind)
+def _read(file: File, kind: str, encode: Encode, intake: Intake | None) -> _Part:
+  lost = intake.lose if intake else formats.refuse
+  table = formats.read(file.path, kind, lost=lost)
   part = _Part(file, [], [], [], "")
   drops, cut, stem = collections.Counter(table.drops), 0, name_of(file.path)
   for item in table.items:
@@ -275,8 +281,13 @@ def _read(file: File, kind: str, encode: Encode) -> _Part:
   part.report = f"{file.path}: {table.format}, {table.rows:,} rows, {len(part.rows):,} {kind} kept"
   part.report += f", {cut:,} cut to the length" if cut else ""
   part.report += f", weight {file.weight:g}" if file.weight != 1 else ""
-  lost = ", ".join(f"{name} {n:,}" for name, n in drops.most_common())
-  part.report += f"; dropped: {lost}" if lost else ""
+  gone = dict(drops.most_common())
+  for what, counts in (("dropped", gone), ("cannot be read", table.lost)):
+    listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    part.report += f"; {what}: {listed}" if listed else ""
+  if intake:
+    facts = {"format": table.format, "kind": kind, "kept": len(part.rows), "cut": cut}
+    intake.add(file.path, table.rows, **facts, dropped=gone, lost=table.lost)
   return part
 
 

@@ -27,6 +27,7 @@ class Actor:
     cfg: of the stage.
     tokenizer: of the model.
     asked: prompts to draw from.
+    judged: held-out prompts of `cfg.eval_data`; none: there is none.
     place: where the trained state lives.
     model: the decoder.
     scores: what answers are worth.
@@ -35,6 +36,7 @@ class Actor:
   cfg: config.Online
   tokenizer: Tokenizer
   asked: Sequence[prompts.Asked]
+  judged: Sequence[prompts.Asked]
   place: parallel.Placement
   model: Transformer
   scores: rewards.Scores
@@ -73,15 +75,10 @@ class Actor:
     return self.scores([a.messages for a in asked], said, [a.truth for a in asked], batch)
 
   def evaluation(self, count: int) -> Callable[[Params], dict[str, float]] | None:
-    """Returns parameters as placed -> what `measure` says of `cfg.eval_data`; None: there is none.
-
-    Raises:
-      UserError: if the files cannot be read.
-    """
-    if not self.cfg.eval_data:
+    """Returns parameters as placed -> what `measure` says of `judged`; None: there is nothing."""
+    if not self.judged:
       return None
-    judged = prompts.load(self.cfg.eval_data, self.cfg.prepared)[: self.cfg.eval_questions]
-    return lambda params: self.measure(self.place.unreplicate(params), judged, count)
+    return lambda params: self.measure(self.place.unreplicate(params), self.judged, count)
 
   def measure(
     self, policy: Params, judged: Sequence[prompts.Asked], count: int

@@ -67,7 +67,7 @@ def run(
   cfg.validate()
   out, place = pathlib.Path(workdir), parallel.make(cfg.mesh)
   tokenizer = runs.tokenizer(cfg.prepared)
-  items = read(cfg, tokenizer)
+  items = read(cfg, workdir, tokenizer)
   constitution = principles.read(cfg.principles)
   inputs: dict[str, Any] = {"items": _digest(items)}
   if score or not (judge or cfg.judge.run or cfg.judge.endpoint):
@@ -93,23 +93,24 @@ def run(
   return found
 
 
-def read(cfg: config.Agreement, tokenizer: Tokenizer) -> list[Item]:
+def read(cfg: config.Agreement, workdir: str, tokenizer: Tokenizer) -> list[Item]:
   """Reads the pairs of all files, short ones first.
 
   Raises:
     UserError: if a file cannot be read, or there is no pair.
   """
   items = []
-  for name in cfg.data:
-    path = pathlib.Path(name)
-    if path.is_file() and pairs.made_here(path):
-      items += _made_here(path, tokenizer, cfg.length)
-    else:
-      file = posttraining.name_of(posttraining.files([name])[0].path)
-      encode = functools.partial(_encoded, tokenizer, file, length=cfg.length)
-      data = posttraining.load("preferences", [name], encode)
-      own.report(data)
-      items += data.train
+  with own.intake(cfg, workdir) as taken:
+    for name in cfg.data:
+      path = pathlib.Path(name)
+      if path.is_file() and pairs.made_here(path):
+        items += _made_here(path, tokenizer, cfg.length)
+      else:
+        file = posttraining.name_of(posttraining.files([name])[0].path)
+        encode = functools.partial(_encoded, tokenizer, file, length=cfg.length)
+        data = posttraining.load("preferences", [name], encode, intake=taken)
+        own.report(data)
+        items += data.train
   if not items:
     raise UserError(f"config.data={cfg.data} holds no pair of answers")
   return sorted(items, key=lambda item: _size(item.pair))

@@ -43,6 +43,7 @@ class Asker:
     place: where parameters live.
     scores: what answers are worth.
     asked: prompts of the stage.
+    judged: held-out prompts of `cfg.eval_data`; none: there is none.
   """
 
   cfg: config.Rejection | config.OnlineDpo
@@ -52,11 +53,13 @@ class Asker:
   place: parallel.Placement
   scores: rewards.Scores
   asked: Sequence[Asked]
+  judged: Sequence[Asked]
 
   @classmethod
   def load(
     cls,
     cfg: config.Rejection | config.OnlineDpo,
+    workdir: str,
     place: parallel.Placement,
     score: Callable | None = None,
   ) -> tuple["Asker", Params]:
@@ -76,7 +79,7 @@ class Asker:
       start.shape,
       place,
       scores_of(cfg, score or cfg.score, place, tokenizer, "config.score"),
-      prompts.load(cfg.data, cfg.prepared),
+      *prompts.both(cfg, workdir),
     )
     params = training.placed(place, start.model, start.params)
     made.fit(made.scores, params)
@@ -150,11 +153,10 @@ class Asker:
     return {name: total / len(judged) for name, total in totals.items()}
 
   def measurer(self) -> Callable[[Params], dict[str, float]] | None:
-    """Returns parameters -> the scores of held-out prompts; None if the config has none."""
-    if not self.cfg.eval_data:
+    """Returns parameters -> the scores of held-out prompts; None if there is none."""
+    if not self.judged:
       return None
-    judged = prompts.load(self.cfg.eval_data, self.cfg.prepared)[: self.cfg.eval_questions]
-    return lambda params: self.measure(params, judged)
+    return lambda params: self.measure(params, self.judged)
 
 
 def scores_of(

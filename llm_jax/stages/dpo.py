@@ -31,7 +31,7 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     frozen = runs.load(cfg.reference, "reference", vocab_size=tokenizer.vocab_size)
   if cfg.labels:
     return unpaired.run(cfg, workdir, pair_loss, start, frozen, tokenizer)
-  train, held_out = pairs.splits(cfg, tokenizer)
+  train, held_out = pairs.splits(cfg, workdir, tokenizer)
   encoded = {"train": pairs.numbered(train, cfg.soft_labels)}
   if held_out:
     encoded["validation"] = pairs.numbered(held_out, cfg.soft_labels)

@@ -35,7 +35,7 @@ def run(
   cfg.validate()
   policy_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.policy")
   place = parallel.make(cfg.mesh)
-  collect = Collector.load(cfg, place, score)
+  collect = Collector.load(cfg, workdir, place, score)
   runs.save_shape(workdir, collect.shape)
   model = collect.actor.model
   objective = objectives.policy(
@@ -82,7 +82,9 @@ class Collector:
   label: Callable
 
   @classmethod
-  def load(cls, cfg: config.Grpo, place: parallel.Placement, score: Callable | None) -> "Collector":
+  def load(
+    cls, cfg: config.Grpo, workdir: str, place: parallel.Placement, score: Callable | None
+  ) -> "Collector":
     """Reads what `cfg` names, and fixes the units of reward models on the reference's answers.
 
     Raises:
@@ -92,9 +94,9 @@ class Collector:
     size = tokenizer.vocab_size
     start = runs.load(cfg.init, "init", vocab_size=size)
     scores = rewards.Scores.load(score or cfg.score, place, size, cfg.prepared)
-    asked = prompts.load(cfg.data, cfg.prepared)
+    asked, judged = prompts.both(cfg, workdir)
     reference = training.placed(place, start.model, start.params)
-    actor = Actor(cfg, tokenizer, asked, place, start.model, scores)
+    actor = Actor(cfg, tokenizer, asked, judged, place, start.model, scores)
     made = cls(cfg, actor, start.shape, reference, labels.group(cfg))
     if scores.models:
       drawn = actor.sample(reference, made._choose(EVALUATION), EVALUATION, samples=cfg.samples)

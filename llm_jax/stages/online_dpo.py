@@ -44,7 +44,7 @@ def run(
   cfg.validate()
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   place = parallel.make(cfg.mesh)
-  asker, reference = asking.Asker.load(cfg, place, score)
+  asker, reference = asking.Asker.load(cfg, workdir, place, score)
   apply = training.decoder_apply(asker.model)
   with training.fitting(cfg):
     objective = objectives.logratio_pairs(apply, pair_loss, average=cfg.average)

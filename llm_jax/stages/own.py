@@ -1,18 +1,51 @@
 """What a stage trains on: the files that its config names, or what earlier stages prepared."""
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from llm_jax import config
 from llm_jax.data import posttraining, questions
 from llm_jax.data.formats import Conversation
+from llm_jax.data.intake import Intake
 from llm_jax.data.posttraining import Data, Encoded
 from llm_jax.stages import runs
 from llm_jax.train import processes
 
 
+class Reads(Protocol):
+  """The config of a stage that reads files."""
+
+  max_lost: float
+
+
+@contextlib.contextmanager
+def intake(cfg: Reads, workdir: str | os.PathLike[str]) -> Iterator[Intake]:
+  """Gives what takes in the files of a stage, all that it reads at once.
+
+  Then the run's directory has data.json, with the counts of each file, and quarantine.jsonl, with
+  the rows that cannot be read, and these are told.
+
+  Args:
+    cfg: of the stage.
+    workdir: of the run.
+
+  Raises:
+    UserError: if more rows cannot be read than `cfg.max_lost` allows.
+  """
+  taken = Intake(workdir, cfg.max_lost)
+  yield taken
+  if processes.primary():
+    taken.write()
+  taken.check()
+  if line := taken.told():
+    processes.say(line)
+
+
 def conversations(
   cfg: config.Sft,
+  workdir: str | os.PathLike[str],
   asked: Callable[[questions.Question], Any],
   encode: Callable[[Conversation], Encoded | str],
 ) -> tuple[list[Any], dict[str, list[Any]]]:
@@ -20,6 +53,7 @@ def conversations(
 
   Args:
     cfg: of the stage.
+    workdir: of the run.
     asked: a question of the prepared corpus -> a row.
     encode: a conversation of a file -> a row, or why there is none.
   """
@@ -29,15 +63,17 @@ def conversations(
       for split in ("train", "validation")
     )
     return train, {"questions": held_out}
-  data = posttraining.load(
-    "conversations",
-    cfg.data,
-    encode,
-    validation=cfg.validation,
-    held_out=cfg.validation_data,
-    seed=cfg.seed,
-  )
-  report(data)
+  with intake(cfg, workdir) as taken:
+    data = posttraining.load(
+      "conversations",
+      cfg.data,
+      encode,
+      validation=cfg.validation,
+      held_out=cfg.validation_data,
+      seed=cfg.seed,
+      intake=taken,
+    )
+    report(data)
   return data.train, by_source(data)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,10 @@ _ENDS = (".jsonl", ".json", ".gz", ".parquet")
 
 
 def splits(
-  cfg: config.Reward | config.Dpo, tokenizer: Tokenizer, every_kind: bool = False
+  cfg: config.Reward | config.Dpo,
+  workdir: str | os.PathLike[str],
+  tokenizer: Tokenizer,
+  every_kind: bool = False,
 ) -> tuple[list[Compared], list[Compared]]:
   """Returns the pairs to train on and those held out, of `cfg.kinds` alone.
 
@@ -32,6 +36,7 @@ def splits(
 
   Args:
     cfg: of the stage.
+    workdir: of the run; the rows of files that cannot be read are put on record there.
     tokenizer: of the model.
     every_kind: whether those held out are of every kind.
 
@@ -52,19 +57,22 @@ def splits(
       ]
       for part in both
     )
-  data = posttraining.load(
-    "preferences",
-    [str(found["train"])] if one else entries,
-    functools.partial(posttraining.preference, tokenizer, length=cfg.length),
-    validation=cfg.validation,
-    held_out=[str(found["validation"])] if one and found["validation"] else (),
-    seed=cfg.seed,
-    field="config.preferences",
-  )
-  own.report(data)
-  train = _of_kinds(data.train, cfg.kinds, cfg.preferences)
-  wanted = "" if every_kind or not data.validation else cfg.kinds
-  return train, _of_kinds(data.validation, wanted, f"what is held out of {cfg.preferences}")
+  with own.intake(cfg, workdir) as taken:
+    data = posttraining.load(
+      "preferences",
+      [str(found["train"])] if one else entries,
+      functools.partial(posttraining.preference, tokenizer, length=cfg.length),
+      validation=cfg.validation,
+      held_out=[str(found["validation"])] if one and found["validation"] else (),
+      seed=cfg.seed,
+      field="config.preferences",
+      intake=taken,
+    )
+    own.report(data)
+    train = _of_kinds(data.train, cfg.kinds, cfg.preferences)
+    wanted = "" if every_kind or not data.validation else cfg.kinds
+    held_out = _of_kinds(data.validation, wanted, f"what is held out of {cfg.preferences}")
+  return train, held_out
 
 
 def numbered(

@@ -117,11 +117,11 @@ def load(
       f"config.critic_head=reward needs the units of config.reward={cfg.reward}, which "
       "config.score does not name: set config.critic_head=zero"
     )
-  asked = prompts.load(cfg.data, cfg.prepared)
+  asked, judged = prompts.both(cfg, workdir)
   roles = Roles.of(cfg, start.shape, judge.shape if judge else None)
   # With adapters the policy without its own is the reference.
   reference = None if cfg.lora.rank else training.placed(place, start.model, start.params)
-  actor = Actor(cfg, tokenizer, asked, place, start.model, scores)
+  actor = Actor(cfg, tokenizer, asked, judged, place, start.model, scores)
   if scores.models:
     # As many rows a call as an iteration has: nothing is compiled twice.
     drawn = answers.draw(

@@ -16,6 +16,7 @@ from typing import Any
 from llm_jax import config, rundir
 from llm_jax.data import crawl, jsonl, pydocs, templates
 from llm_jax.data.documents import SPLITS, Document, split_of
+from llm_jax.data.intake import Intake
 from llm_jax.data.pipeline import aside, clusters, engines, recipe, shards, steps
 from llm_jax.data.tokenizers import shares
 from llm_jax.errors import UserError
@@ -49,7 +50,9 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
     if (building / _WORK).exists():
       _log("prepare: goes on where an earlier run stopped")
     walls: dict[str, float] = {}
-    manifest, funnel = _build(cfg, building, walls)
+    # Beside what is built: it is to stay if there is more of it than may be.
+    intake = Intake(root, cfg.max_lost, "records")
+    manifest, funnel = _build(cfg, building, intake, walls)
     total = round(time.monotonic() - begin, 1)
     # Of a step: seconds of all workers together. Of what comes after the recipe: as they passed.
     spent = {row.step: round(row.seconds, 2) for row in funnel}
@@ -63,7 +66,7 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
 
 
 def _build(
-  cfg: config.Prepare, out: pathlib.Path, walls: dict[str, float]
+  cfg: config.Prepare, out: pathlib.Path, intake: Intake, walls: dict[str, float]
 ) -> tuple[dict[str, Any], list[recipe.Row]]:
   source = pathlib.Path(cfg.source)
   if cfg.source == "pydocs":
@@ -78,7 +81,7 @@ def _build(
       out / _WORK,
       engine,
       seed=cfg.seed,
-      max_lost=cfg.max_lost,
+      intake=intake,
       options=crawl.Options(**dataclasses.asdict(cfg.reader)),
       log=_log,
     )
@@ -103,6 +106,7 @@ def _build(
     "versions": _versions(),
     "seed": cfg.seed,
     "funnel": _funnel(made, coder, tokens, size),
+    "lost": intake.reasons(),
     "drop_samples": recipe.samples(drop for path in made.drops for drop in _rows(path)),
     "duplicates": clusters.describe(
       made.records, (drop for path in made.drops for drop in _rows(path))

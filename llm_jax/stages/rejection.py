@@ -42,7 +42,7 @@ def run(
   cfg.validate()
   token_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.token")
   place = parallel.make(cfg.mesh)
-  asker, start = asking.Asker.load(cfg, place, score)
+  asker, start = asking.Asker.load(cfg, workdir, place, score)
   gold = None
   if measure or cfg.measure:
     gold = asking.scores_of(cfg, measure or cfg.measure, place, asker.tokenizer, "config.measure")

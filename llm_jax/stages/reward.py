@@ -24,7 +24,7 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
-  train, held_out = pairs.splits(cfg, tokenizer, every_kind=True)
+  train, held_out = pairs.splits(cfg, workdir, tokenizer, every_kind=True)
   if cfg.shuffle_labels:
     train = pairs.flip(train, cfg.seed)
   scorer = heads.Scorer.from_config(start.shape)

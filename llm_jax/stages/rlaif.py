@@ -14,7 +14,7 @@ from llm_jax.data.principles import Principle
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
 from llm_jax.models.transformer import Transformer
-from llm_jax.stages import answers, asking, parts, prompts, runs, training
+from llm_jax.stages import answers, asking, own, parts, prompts, runs, training
 from llm_jax.stages import judge as judging
 from llm_jax.stages.prompts import Asked
 from llm_jax.train import checkpoint, parallel, processes
@@ -44,7 +44,8 @@ def run(
   constitution = principles.read(cfg.principles)
   out = pathlib.Path(workdir)
   writer = Writer.load(cfg)
-  asked = prompts.load(cfg.data, cfg.prepared)
+  with own.intake(cfg, out) as taken:
+    asked = prompts.load(cfg.data, cfg.prepared, intake=taken)
   asked = asked[: cfg.questions] if cfg.questions else asked
   kept = parts.Parts(
     out / "parts",

@@ -79,6 +79,7 @@ def sft(
     )
   train, held_out = own.conversations(
     cfg,
+    workdir,
     lambda q: seq2seq.pair(tokenizer, q.prompt, q.answer, size, cfg.length),
     lambda item: seq2seq.last_answer(tokenizer, item, size, cfg.length),
   )

@@ -29,6 +29,7 @@ def run(cfg: config.Sft, workdir: str, *, loss: Callable | None = None) -> Train
     return seq2seq.sft(cfg, workdir, token_loss, start, tokenizer)
   train, held_out = own.conversations(
     cfg,
+    workdir,
     lambda question: example(tokenizer, question, cfg.length),
     lambda item: posttraining.conversation(tokenizer, item, cfg.length),
   )

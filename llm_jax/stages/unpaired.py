@@ -46,7 +46,7 @@ def run(
     frozen: the reference.
     tokenizer: of both.
   """
-  encoded = _encoded(cfg, tokenizer)
+  encoded = _encoded(cfg, workdir, tokenizer)
   apply, place = training.decoder_apply(start.model), parallel.make(cfg.mesh)
   with training.fitting(cfg):
     objective = objectives.logratio_labels(apply, loss, average=cfg.average)
@@ -153,17 +153,21 @@ def collate(rows: Sequence[Mapping[str, Any]], length: int) -> Batch:
   return answers | {"mismatched": others} | numbers
 
 
-def _encoded(cfg: config.Dpo, tokenizer: Tokenizer) -> dict[str, list[dict[str, Any]]]:
+def _encoded(
+  cfg: config.Dpo, workdir: str, tokenizer: Tokenizer
+) -> dict[str, list[dict[str, Any]]]:
   """Returns rows of each split that there is."""
-  data = posttraining.load(
-    "labels",
-    [name.strip() for name in cfg.labels.split(",") if name.strip()],
-    functools.partial(posttraining.labelled, tokenizer, length=cfg.length),
-    validation=cfg.validation,
-    seed=cfg.seed,
-    field="config.labels",
-  )
-  own.report(data)
+  with own.intake(cfg, workdir) as taken:
+    data = posttraining.load(
+      "labels",
+      [name.strip() for name in cfg.labels.split(",") if name.strip()],
+      functools.partial(posttraining.labelled, tokenizer, length=cfg.length),
+      validation=cfg.validation,
+      seed=cfg.seed,
+      field="config.labels",
+      intake=taken,
+    )
+    own.report(data)
   good = sum(row["desirable"] for row in data.train)
   bad = len(data.train) - good
   if not good or not bad:

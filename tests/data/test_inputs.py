@@ -70,7 +70,8 @@ def test_a_bad_line_is_lost_once_or_an_error(tmp_path):
   found = [raw for part in plan for raw in inputs.read(part, lost.append)]
   assert (len(found), len(lost)) == (199, 1)
   assert lost[0].where.startswith("byte ") and '"text" must be a string' in lost[0].reason
-  with pytest.raises(UserError, match=r'a\.jsonl: byte \d+: "text" must be a string'):
+  assert [x.where for x in inputs.numbered(plan, lost)] == ["line 151"] and len(plan) > 1
+  with pytest.raises(UserError, match=r'a\.jsonl:151: "text" must be a string'):
     list(raw for part in plan for raw in inputs.read(part))
 
 

@@ -156,9 +156,16 @@ def test_a_column_that_is_missing_is_named_with_the_field(tmp_path, suffix):
     prepare.run(cfg, tmp_path / "out")
   if suffix == ".jsonl":  # Also if lines may be lost: the first of them says so.
     cfg.max_lost = 5
-    with pytest.raises(UserError, match=f"60 records cannot be read, the first: .*{missing}"):
+    says = 'no column "bodi" 60.*more than config.max_lost=5; the first: in.jsonl, .*' + missing
+    with pytest.raises(UserError, match=f"60 of 60 records cannot be read .{says}"):
       prepare.run(cfg, tmp_path / "out")
-  assert not (tmp_path / "out").exists()
+    (left,) = (tmp_path / "out").iterdir()
+    rows = [json.loads(line) for line in left.read_text().splitlines()]
+    assert left.name == "quarantine.jsonl" and len(rows) == 60
+    assert [rows[1][key] for key in ("file", "where")] == ["in.jsonl", "line 2"]
+    assert rows[1]["start"].startswith('{"key": "k1", ')
+  else:
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_record_over_the_cap_is_lost(source, tmp_path):
@@ -171,6 +178,34 @@ def test_a_record_over_the_cap_is_lost(source, tmp_path):
   cfg.max_lost = 0
   with pytest.raises(UserError, match=r"5,000 bytes; raise config\.reader\.max_bytes"):
     prepare.run(cfg, tmp_path / "other")
+
+
+def test_records_that_cannot_be_read_are_put_aside_within_a_budget(source, tmp_path, monkeypatch):
+  rows = source.read_bytes().splitlines()
+  rows[5:5], rows[30:30] = [b"{"], [b'{"text": "\xff"}', b'{"text": 3}']
+  source.write_bytes(b"\n".join(rows))
+  out, made, kept = tmp_path / "out", [], []
+  with pytest.raises(UserError, match=r"in.jsonl:6: .*; mend it, or let some .*config.max_lost$"):
+    prepare.run(settings(source), out)
+  assert not out.exists()
+  says = (
+    r'3 of 46 records cannot be read \("text" must be a string, got int 1, not UTF-8 1, want a '
+    r"JSON object 1\), which is more than config.max_lost=0.06; the first: in.jsonl, line 6: "
+  )
+  with pytest.raises(UserError, match=says):
+    prepare.run(settings(source, max_lost=0.06), out)
+  for size in (8_000_000, 5_000):
+    monkeypatch.setattr(inputs, "_PLAIN", size)
+    for most in (3, 0.07):
+      made.append(prepare.run(settings(source, max_lost=most), out))
+      kept.append((out / "quarantine.jsonl").read_bytes())
+      out = tmp_path / f"out{len(made)}"
+  assert len(inputs.plan(source)) > 1 and len(set(kept)) == 1
+  found = [json.loads(line) for line in kept[0].splitlines()]
+  assert [row["where"] for row in found] == ["line 6", "line 31", "line 32"]
+  assert found[0]["start"] == "{" and made[0]["funnel"][0]["dropped"] == {"cannot be read": 3}
+  assert sum(made[0]["lost"].values()) == 3 and made[0]["lost"] == made[3]["lost"]
+  assert made[0] == made[1]
 
 
 def test_the_readers_defaults_are_written_once_more():

@@ -35,7 +35,7 @@ def test_each_bad_line_is_lost_and_the_others_are_read(tmp_path):
     4: (b'{"txt": "x"}', 'no column "text" (config.reader.text); did you mean "txt"?'),
     5: (b'{"text": 1}', "got int"),
     6: (b'{"text": null}', "got NoneType"),
-    7: (b'{"text": "\xff"}', "utf-8"),
+    7: (b'{"text": "\xff"}', "not UTF-8"),
     8: (b'{"text": "' + b"x" * 200 + b'"}', "over the cap of 150 bytes"),
     9: (b'{"text": ' + b"[" * 100 + b"}", "want a JSON object"),
     10: (b'{"text": ' + b"9" * 120, "want a JSON object"),
@@ -47,7 +47,7 @@ def test_each_bad_line_is_lost_and_the_others_are_read(tmp_path):
   assert [x.where for x in lost] == [f"line {n}" for n in bad]
   for x, (_, reason) in zip(lost, bad.values(), strict=True):
     assert reason in x.reason
-  with pytest.raises(UserError, match=r"a\.jsonl:2: want a JSON object: .*; mend it"):
+  with pytest.raises(UserError, match=r"a\.jsonl:2: want a JSON object .*; mend it"):
     list(crawl.read(tmp_path / "a.jsonl", options=crawl.Options(max_bytes=150)))
 
 

@@ -22,8 +22,8 @@ def made(prepared, start, **fields):
 
 
 @pytest.fixture(scope="module")
-def asked(prepared, start):
-  return asking.Asker.load(made(prepared, start), PLACE, brief)
+def asked(prepared, start, tmp_path_factory):
+  return asking.Asker.load(made(prepared, start), tmp_path_factory.mktemp("asked"), PLACE, brief)
 
 
 def collected(asked, score=None, moved=0.0, **fields):

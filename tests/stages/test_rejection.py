@@ -29,9 +29,9 @@ def made(prepared, start, **fields):
 
 
 @pytest.fixture(scope="module")
-def asked(prepared, start):
+def asked(prepared, start, tmp_path_factory):
   cfg = made(prepared, start)
-  return asking.Asker.load(cfg, PLACE, brief)
+  return asking.Asker.load(cfg, tmp_path_factory.mktemp("asked"), PLACE, brief)
 
 
 def chooser(asked, tmp_path, **fields):

@@ -43,11 +43,11 @@ def test_pairs_have_the_judges_label_and_the_whole_verdict(preferred):
   assert counts["letter_a"] > 0.5
 
 
-def test_reward_models_and_dpo_read_them_with_their_labels(preferred, prepared):
+def test_reward_models_and_dpo_read_them_with_their_labels(preferred, prepared, tmp_path):
   path, counts = preferred
   for make in (config.Reward, config.Dpo):
     cfg = tiny(make, prepared, preferences=str(path), validation=0.2)
-    train, held_out = pairs.splits(cfg, runs.tokenizer(str(prepared)))
+    train, held_out = pairs.splits(cfg, tmp_path, runs.tokenizer(str(prepared)))
     assert len(train) + len(held_out) <= counts["written"] and held_out
     rows = pairs.numbered(train)
     assert all(0.5 < row["probability"] < 1 for row in rows)

@@ -59,3 +59,13 @@ def test_a_bad_file_is_one_line_and_the_others_are_shown(shown):
   assert err.startswith("error: ") and err.count("\n") == 1 and "bad.json, index 0" in err
   code, out, err = shown("talks.json", "--kind=labels")
   assert (code, out) == (2, "") and "ask for conversations" in err
+
+
+def test_bad_rows_are_named_and_the_others_counted(shown, tmp_path):
+  rows = [json.dumps({"prompt": "a", "response": "b"}), *["{"] * 7, '{"prompt": "\\u001b"}']
+  (tmp_path / "mixed.jsonl").write_text("\n".join(rows))
+  code, out, err = shown(str(tmp_path / "mixed.jsonl"), "talks.json")
+  assert code == 2 and "cannot be read 8" in out
+  said = err.splitlines()
+  assert "mixed.jsonl, line 2: not JSON" in said[0] and len(said) == 6
+  assert said[-1].startswith("error: 3 more; of all, not JSON 7, ") and "\x1b" not in err

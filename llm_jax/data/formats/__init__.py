@@ -9,7 +9,7 @@ made of a row, `settle.py` what of it cannot be learned from, and docs/posttrain
 of each format look.
 """
 
-from llm_jax.data.formats.files import Row, bad_row, read_rows
+from llm_jax.data.formats.files import Row, bad_row, read_rows, refuse
 from llm_jax.data.formats.instructions import final_number
 from llm_jax.data.formats.read import FORMATS, detect, read, read_conversations, read_preferences
 from llm_jax.data.formats.schema import (
@@ -41,4 +41,5 @@ __all__ = [
   "read_conversations",
   "read_preferences",
   "read_rows",
+  "refuse",
 ]

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from llm_jax.data.formats import (
   comparisons,
@@ -31,6 +31,7 @@ from llm_jax.data.formats.schema import (
   Table,
 )
 from llm_jax.data.formats.settle import settled
+from llm_jax.data.readers.streams import Lost
 from llm_jax.errors import UserError, nearest
 
 # The first that fits a row is its format: one whose rows look like another's, too, comes first.
@@ -67,19 +68,23 @@ _LOOK = 100  # Rows of which one must fit: some say nothing, such as those of em
 Path = str | os.PathLike[str]
 
 
-def read(path: Path, kind: str, format: str = "") -> Table:
+def read(
+  path: Path, kind: str, format: str = "", lost: Callable[[Lost], None] = files.refuse
+) -> Table:
   """Reads all items of a kind that a file holds.
 
   Args:
     path: .jsonl, .json (an array of objects, or lines) or .parquet; the first two may be .gz.
     kind: one of `KINDS`.
     format: name of one of `FORMATS`; "": the first that fits.
+    lost: gets each row that is malformed, or raises; nothing of such a row is kept. As it stands,
+      the first one is an error.
 
   Raises:
     UserError: if the file cannot be read, is empty or of no format, or of another than is named; if
-      it does not hold this kind; for the first malformed row (file, line, reason).
+      it does not hold this kind; or what `lost` raises (file, line, reason).
   """
-  return _read(path, kind, format, strict=False)
+  return _read(path, kind, format, lost)
 
 
 def read_conversations(path: Path) -> list[Messages]:
@@ -88,7 +93,7 @@ def read_conversations(path: Path) -> list[Messages]:
   Raises:
     UserError: as in `read`, and for the first row of which anything cannot be learned from.
   """
-  return [item.messages for item in _read(path, "conversations", "", strict=True).items]
+  return [item.messages for item in _read(path, "conversations", "").items]
 
 
 def read_preferences(path: Path) -> list[Preference]:
@@ -97,70 +102,81 @@ def read_preferences(path: Path) -> list[Preference]:
   Raises:
     UserError: as in `read`, and for the first row of which anything cannot be learned from.
   """
-  return _read(path, "preferences", "", strict=True).items
+  return _read(path, "preferences", "").items
 
 
-def detect(path: Path, format: str = "") -> Format:
+def detect(path: Path, format: str = "", lost: Callable[[Lost], None] = files.refuse) -> Format:
   """Returns the format of a file.
 
   Args:
     path: as in `read`.
     format: the name of the one that it must be; "": any.
+    lost: as in `read`.
 
   Raises:
     UserError: as in `read`.
   """
-  return _detected(path, files.rows(path), format)[0]
+  return _detected(path, files.rows(path, lost), format)[0]
 
 
-def _read(path: Path, kind: str, name: str, strict: bool) -> Table:
+def _read(path: Path, kind: str, name: str, lost: Callable[[Lost], None] | None = None) -> Table:
+  """As `read`; without `lost` also what cannot be learned from is an error."""
   if kind not in KINDS:
     raise UserError(f'kind "{kind}" is not known{nearest(kind, KINDS)}')
-  format, rows = _detected(path, files.rows(path), name)
+  tally = _Tally(path, lost or files.refuse)
+  format, rows = _detected(path, files.rows(path, tally.unread), name)
   if not format.origin(kind):
     raise UserError(
       f"{path} is of the format {format.name}, which has no {kind}: ask for "
       f"{' or '.join(format.kinds)}"
     )
-  counted = _Counted(rows)
   items: list[Item] = []
   drops: collections.Counter[str] = collections.Counter()
-  for row in _gathered(path, format, counted):
+  rows = tally.counted(rows)
+  for row in format.gather(rows, tally.bad) if format.gather else rows:
     try:
-      for out in [row] if isinstance(row, Reason) else _outcomes(path, format, row, kind):
-        if not isinstance(out, Reason):
-          items.append(out)
-        elif strict:
-          raise ValueError(out.rule)
-        else:
-          drops[out.name] += 1
+      found = [row] if isinstance(row, Reason) else list(_outcomes(path, format, row, kind))
+      reasons = [out for out in found if isinstance(out, Reason)]
+      if reasons and lost is None:
+        raise ValueError(reasons[0].rule)
     except ValueError as error:
-      raise _bad(path, row, str(error)) from error
-  return Table(items, kind, format.name, counted.count, dict(drops.most_common()))
+      tally.bad(row, str(error))
+      continue
+    drops.update(reason.name for reason in reasons)
+    items += [out for out in found if not isinstance(out, Reason)]
+  return Table(
+    items, kind, format.name, tally.rows, dict(drops.most_common()), dict(tally.lost.most_common())
+  )
 
 
-class _Counted:
-  """Counts what is taken of an iterator."""
+class _Tally:
+  """Counts the rows of a file, and by reason those that cannot be read."""
 
-  def __init__(self, values: Iterator[files.Row]):
-    self._values, self.count = values, 0
+  def __init__(self, path: Path, lost: Callable[[Lost], None]):
+    self._path, self._lost = path, lost
+    self.rows = 0
+    self.lost: collections.Counter[str] = collections.Counter()
 
-  def __iter__(self) -> Iterator[files.Row]:
-    for value in self._values:
-      self.count += 1
-      yield value
+  def counted(self, rows: Iterator[files.Row]) -> Iterator[files.Row]:
+    for row in rows:
+      self.rows += 1
+      yield row
 
+  def unread(self, lost: Lost) -> None:
+    """Takes a row that is none, so that `counted` does not see it."""
+    self.rows += 1
+    self._lose(lost)
 
-def _gathered(path: Path, format: Format, rows: _Counted) -> Iterator[files.Row | Reason]:
-  if not format.gather:
-    return iter(rows)
-  return format.gather(iter(rows), lambda row, why: _bad(path, row, why))
+  def bad(self, row: files.Row | Reason, why: str) -> None:
+    """Takes a row that is malformed."""
+    if isinstance(row, Reason):  # Of rows that were left over when all had been read.
+      raise UserError(f"{self._path}: {why}; correct or complete the file")
+    why = files.one_line(why)  # It may name fields.
+    self._lose(Lost(str(self._path), f"{row.unit} {row.number}", why, row.start()))
 
-
-def _bad(path: Path, row: files.Row | Reason, why: str) -> UserError:
-  if isinstance(row, Reason):  # Of rows that were left over when all had been read.
-    return UserError(f"{path}: {why}; correct or complete the file")
-  return files.bad_row(path, row.number, why, row.unit)
+  def _lose(self, lost: Lost) -> None:
+    self._lost(lost)
+    self.lost[lost.kind] += 1
 
 
 def _outcomes(path: Path, format: Format, row: files.Row, kind: str) -> Iterator[Item | Reason]:
@@ -201,7 +217,7 @@ def _detected(
     if fitting:
       return fitting, itertools.chain(seen, rows)
   if not seen:
-    raise UserError(f"{path} holds no rows: give a file with at least one")
+    raise UserError(f"{path} holds no rows that can be read: give a file with at least one")
   first = seen[0]
   if name:
     other = _first(FORMATS, first)

@@ -171,6 +171,7 @@ class Table:
     format: the name of the format that was found.
     rows: how many rows were read. A row may hold several items, as a tree of messages does.
     drops: what cannot be learned from, by reason: items, or parts of them that were cut off.
+    lost: rows that cannot be read, by the kind of reason; they are among `rows`.
   """
 
   items: list[Any]
@@ -178,6 +179,7 @@ class Table:
   format: str
   rows: int
   drops: dict[str, int]
+  lost: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)

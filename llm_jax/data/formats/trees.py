@@ -42,16 +42,14 @@ class _Node:
 
 
 def gather(
-  rows: Iterator[FileRow], bad: Callable[[FileRow, str], Exception]
+  rows: Iterator[FileRow], bad: Callable[[FileRow, str], None]
 ) -> Iterator[FileRow | Reason]:
   """Yields trees; those whose messages are rows come last, when all have been read.
 
   Args:
     rows: of a file.
-    bad: makes the error for a row.
-
-  Raises:
-    UserError: for a message that is malformed, has no id, or that of another.
+    bad: gets each row that cannot be read, and why: its message is malformed, has no id, or that of
+      another. What it raises is passed on.
   """
   messages: dict[str, tuple[FileRow, dict[str, Any]]] = {}
   for row in rows:
@@ -63,26 +61,30 @@ def gather(
     else:
       name = value.get("message_id")
       if not isinstance(name, str) or not name:
-        raise bad(row, f'"message_id" must be a text; it has: {fields.listed(value)}')
+        bad(row, f'"message_id" must be a text; it has: {fields.listed(value)}')
+        continue
       if name in messages:
-        raise bad(row, f'"message_id" {name[:40]} stands in two rows')
+        bad(row, f'"message_id" {name[:40]} stands in two rows')
+        continue
       try:
         _node(value, -1)  # Here, for the error to name the row; trees are read when all are known.
       except ValueError as error:
-        raise bad(row, str(error)) from error
+        bad(row, str(error))
+        continue
       messages[name] = row, {**value, "replies": list(value.get("replies") or [])}
   yield from _joined(messages, bad)
 
 
 def _joined(messages, bad) -> Iterator[FileRow | Reason]:
   below: dict[str, list[str]] = {}
-  roots = []
+  roots, lost = [], 0
   for name, (row, value) in messages.items():
     parent = value.get("parent_id")
     if parent is None:
       roots.append(name)
     elif not isinstance(parent, str):
-      raise bad(row, f'"parent_id" must be a text or null, not {type(parent).__name__}')
+      lost += 1
+      bad(row, f'"parent_id" must be a text or null, not {type(parent).__name__}')
     elif parent in messages:
       messages[parent][1]["replies"].append(value)
       below.setdefault(parent, []).append(name)
@@ -91,7 +93,7 @@ def _joined(messages, bad) -> Iterator[FileRow | Reason]:
   while waiting:
     reached += 1
     waiting += below.get(waiting.pop(), [])
-  yield from [DETACHED] * (len(messages) - reached)
+  yield from [DETACHED] * (len(messages) - reached - lost)
   for name in roots:
     row, value = messages[name]
     yield dataclasses.replace(row, value=value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from llm_jax.data import crawl, jsonl
 
@@ -90,6 +90,30 @@ def read(
     for number, raw in enumerate(raws):
       if number // _BLOCK % part.parts == part.part:
         yield raw
+
+
+def numbered(parts: Iterable[Part], lost: Sequence[crawl.Lost]) -> list[crawl.Lost]:
+  """Returns what was lost with numbers of lines in the place of bytes, where lines were read.
+
+  A part does not know how many lines are before it, and to count them in each would be to read a
+  large file many times.
+
+  Args:
+    parts: of a plan.
+    lost: of all of them.
+  """
+  files = {part.files[0][1]: part.files[0][0] for part in parts if part.lines}
+  starts: dict[str, list[int]] = {}
+  for x in lost:
+    if x.source in files:
+      starts.setdefault(x.source, []).append(int(x.where.removeprefix("byte ")))
+  known = {name: jsonl.numbers(files[name], own) for name, own in starts.items()}
+  return [
+    dataclasses.replace(x, where=f"line {known[x.source][int(x.where[5:])]}")
+    if x.source in known
+    else x
+    for x in lost
+  ]
 
 
 def _nothing(_: object) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llm_jax.data.crawl import Lost, Options, Raw
+from llm_jax.data.crawl import Lost, Options, Raw, Unreadable
 from llm_jax.data.documents import Document, identity
 from llm_jax.data.pipeline import engines, inputs, shards, steps
 from llm_jax.errors import UserError
@@ -75,7 +75,7 @@ def run(
   source: inputs.Part | str,
   previous: str,
   seed: int,
-  max_lost: int,
+  lenient: bool,
   options: Options,
 ) -> engines.Result:
   """A task: writes `out`.jsonl, `out`.drops.jsonl and the features of the pass's corpus step.
@@ -87,15 +87,15 @@ def run(
     source: records to read in the first pass, then the file of the shard's documents.
     previous: `out` of this shard in the pass before.
     seed: of the choice of examples.
-    max_lost: 0: the first record that cannot be read is an error; else they are put on record.
+    lenient: records that cannot be read are put on record; else the first one is an error.
     options: how records are read.
 
   Returns:
     {"rows": the shard's rows of the funnel, "features": seconds, "befores": [[hash, id, address,
-    body]] of a few pages as they were found, "lost": records, "first_lost": what and where}.
+    body]] of a few pages as they were found, "lost": [[source, where, reason, start]] of records}.
   """
   own = passes(recipe)[number]
-  shard = _Shard(own, seed, max_lost)
+  shard = _Shard(own, seed, lenient)
   if isinstance(source, inputs.Part):
     documents = shard.read(source, options)
   else:
@@ -109,34 +109,40 @@ def run(
     "rows": [dataclasses.asdict(row) for row in shard.rows],
     "features": time.perf_counter() - begin,
     "befores": heapq.nsmallest(CANDIDATES, shard.befores),
-    "lost": len(shard.lost),
-    "first_lost": shard.lost[0] if shard.lost else "",
+    "lost": [list(dataclasses.astuple(lost)) for lost in shard.lost],
   }
 
 
 class _Shard:
   """Documents on their way through a pass, and the count of what happens to them."""
 
-  def __init__(self, own: Pass, seed: int, max_lost: int):
+  def __init__(self, own: Pass, seed: int, lenient: bool):
     self.rows = own.rows()
-    self.lost: list[str] = []  # Where and why, of records that could not be read.
-    self._max_lost = max_lost
+    self.lost: list[Lost] = []
+    self._lenient = lenient
     self.dropped: list[dict[str, Any]] = []
     self.befores: list[tuple[str, str, str, str]] = []
     self._pass, self._seed = own, seed
     self._is_html = False  # Whether the document at hand is still to be extracted.
 
   def read(self, part: inputs.Part, options: Options) -> Iterator[Document]:
-    """The records of a part; a page's text is its HTML until it is extracted."""
+    """The records of a part; a page's text is its HTML until it is extracted.
+
+    Raises:
+      UserError: as `inputs.read`; of a record that cannot be read it names the budget.
+    """
     row, begin = self.rows[0], time.perf_counter()
-    lose = self._lose if self._max_lost else None
-    for raw in inputs.read(part, lose, self._skip, options):
-      row.keeps(shards.size(raw.body))
-      row.seconds += time.perf_counter() - begin
-      self._remember(raw)
-      self._is_html = raw.html
-      yield Document(raw.id, raw.body, raw.url, raw.source)
-      begin = time.perf_counter()
+    lose = self._lose if self._lenient else None
+    try:
+      for raw in inputs.read(part, lose, self._skip, options):
+        row.keeps(shards.size(raw.body))
+        row.seconds += time.perf_counter() - begin
+        self._remember(raw)
+        self._is_html = raw.html
+        yield Document(raw.id, raw.body, raw.url, raw.source)
+        begin = time.perf_counter()
+    except Unreadable as error:
+      raise UserError(f"{error}, or let some records be lost with config.max_lost") from error
 
   def go_on(self, path: str, previous: str) -> Iterator[Document]:
     """What the decision of the corpus step before leaves of the documents in `path`."""
@@ -206,7 +212,7 @@ class _Shard:
 
   def _lose(self, lost: Lost) -> None:
     row, where = self.rows[0], f"{lost.source}, {lost.where}"
-    self.lost.append(f"{where}: {lost.reason}")
+    self.lost.append(lost)
     row.drops("cannot be read")
     self.dropped.append(
       shards.drop(Document(where, lost.reason, "", lost.source), row.step, "cannot be read")

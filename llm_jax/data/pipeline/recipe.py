@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from llm_jax.data.crawl import DEFAULTS, Options
+from llm_jax.data.crawl import DEFAULTS, Lost, Options
+from llm_jax.data.intake import Intake
 from llm_jax.data.pipeline import engines, inputs, passes, shards
 from llm_jax.data.pipeline.passes import Row
 from llm_jax.data.pipeline.steps import Step
-from llm_jax.errors import UserError
 
 __all__ = ["Made", "Row", "run", "samples"]
 
@@ -54,7 +54,7 @@ def run(
   work: str | pathlib.Path,
   engine: engines.Engine,
   seed: int = 0,
-  max_lost: int = 0,
+  intake: Intake | None = None,
   options: Options = DEFAULTS,
   log: Callable[[str], None] = lambda line: None,
 ) -> Made:
@@ -66,17 +66,16 @@ def run(
     work: folder for the shards; what an earlier run with the same arguments left is used.
     engine: runs the passes.
     seed: of the choice of examples.
-    max_lost: records that may be unreadable; they are among the drops, as of step "read".
+    intake: takes records that cannot be read (drops of "read"); None: the first is an error.
     options: how records are read.
     log: gets a line per step.
 
   Raises:
-    UserError: if a step is unknown, the source is missing, or more of it than `max_lost` broken.
+    UserError: if a step is unknown, the source is missing, or more of it broken than may be.
   """
   recipe, work = tuple(recipe), pathlib.Path(work)
   parts: list[Any] = list(inputs.plan(source))
-  outs = [""] * len(parts)
-  made = Made([], [], [], [], {})
+  outs, made = [""] * len(parts), Made([], [], [], [], {})
   befores: list[list[str]] = []
   for number, own in enumerate(passes.passes(recipe)):
     if own.after and hasattr(own.after.corpus, "begin"):
@@ -86,12 +85,13 @@ def run(
   for number, own in enumerate(passes.passes(recipe)):
     names = engines.names(work / f"pass{number}", len(parts))
     tasks = [
-      engines.Task(name, (recipe, number, part, out, seed, max_lost, options))
+      engines.Task(name, (recipe, number, part, out, seed, bool(intake and intake.most), options))
       for name, part, out in zip(names, parts, outs, strict=True)
     ]
     results = engines.results(engine, passes.run, tasks)
-    _check_lost(results, max_lost)
     rows = _rows(own, results, waiting)
+    if intake and not number:
+      _put_aside(results, parts, rows[0], intake, log)
     made.funnel += rows
     for row in rows:
       log(f"{row.step}: {row.documents:,} documents, {row.bytes / 1e6:.2f} MB, {row.seconds:.1f} s")
@@ -122,15 +122,26 @@ def samples(drops: Iterable[dict]) -> list[dict]:
   return chosen
 
 
-def _check_lost(results: Sequence[engines.Result], max_lost: int) -> None:
-  """Raises UserError if more records were lost than may be."""
-  count = sum(result["lost"] for result in results)
-  if count > max_lost:
-    first = next(result["first_lost"] for result in results if result["lost"])
-    raise UserError(
-      f"{count} records cannot be read, the first: {first}; mend the source, or allow them with "
-      f"config.max_lost={count}"
-    )
+def _put_aside(
+  results: Sequence[engines.Result],
+  parts: Sequence[inputs.Part],
+  read: passes.Row,
+  intake: Intake,
+  log: Callable[[str], None],
+) -> None:
+  """Writes down the records that cannot be read.
+
+  Raises:
+    UserError: if they are too many.
+  """
+  lost = [Lost(*fields) for result in results for fields in result["lost"]]
+  for record in inputs.numbered(parts, lost):
+    intake.lose(record)
+  intake.count(read.documents + len(lost))
+  intake.write_lost()
+  intake.check()
+  if lost:
+    log(intake.told())
 
 
 def _rows(own: passes.Pass, results: Sequence[engines.Result], waiting: dict) -> list[Row]:

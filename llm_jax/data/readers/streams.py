@@ -14,11 +14,15 @@ MAX_BYTES = 64 << 20
 MAX_RATIO = 200.0
 REST = "the rest of the file is lost"
 FETCH = "fetch it again"
+START = 200  # Characters that are shown of a record that cannot be read.
 _PIECE = 1 << 16  # Bytes read from disk at once.
 _OUT = 1 << 18  # Bytes that a decoder returns at once, at most.
 _SMALL = 64 << 20  # So much may come out of anything: small files may repeat themselves.
 _PROBE = 4096  # Bytes by which the beginning of a record is recognised.
 _TRIES = 200  # Places that may look like a member and be none, when one is searched for.
+_NUMBER = re.compile(r"(?<!UTF-)(?<!\w)\d[\d,.]*")
+_DETAIL = re.compile(r"[;(]")
+_KIND = 60  # Characters of a kind of reason.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +54,28 @@ class Lost:
       member begins that holds it; damage: where it shows, which may be later than where it is);
       "line 17" or "row 17", both counted from 1.
     reason: a short line; ends in `REST` if nothing more can be read from the file.
+    start: how the record begins, where that is known: at most `START` characters.
   """
 
   source: str
   where: str
   reason: str
+  start: str = ""
+
+  @property
+  def kind(self) -> str:
+    """The reason without what only this record has: what counts together, fit for a terminal."""
+    found = _NUMBER.sub("N", _DETAIL.split(self.reason, maxsplit=1)[0])[:_KIND].strip()
+    return "".join(c if c.isprintable() else "?" for c in found)
 
 
 class Gone(NamedTuple):
-  """What a reader yields for a record that it cannot read: place, reason and what to do."""
+  """What a reader yields for a record that it cannot read: place, reason, remedy, beginning."""
 
   where: str
   reason: str
   todo: str = FETCH
+  start: str = ""
 
 
 class Skip(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llm_jax.data.documents import identity
 from llm_jax.data.readers.compression import package
-from llm_jax.data.readers.streams import REST, Event, Gone, Limits, Raw, Stream
+from llm_jax.data.readers.streams import REST, START, Event, Gone, Limits, Raw, Stream
 from llm_jax.errors import UserError, nearest
 
 ROWS = re.compile(r"\.(array_record|tfrecord|parquet)(-\d+(-of-\d+)?)?$")  # Files of `rows`.
@@ -75,10 +75,21 @@ def json_lines(stream: Stream, name: str, limits: Limits, columns: Columns) -> I
 
 def json_line(line: bytes, name: str, where: str, limits: Limits, columns: Columns) -> Event:
   """Returns the event of one line; `where` is unique in the file `name`."""
+  event = _json_event(line, name, where, limits, columns)
+  if not isinstance(event, Gone):
+    return event
+  return event._replace(
+    start=line[: 4 * START].decode("utf-8", "backslashreplace").rstrip("\r\n")[:START]
+  )
+
+
+def _json_event(line: bytes, name: str, where: str, limits: Limits, columns: Columns) -> Event:
   try:
     row = json.loads(line.decode("utf-8-sig"))
+  except UnicodeDecodeError as e:
+    return Gone(where, f"not UTF-8 ({e.reason})", _MEND)
   except (ValueError, RecursionError) as e:
-    return Gone(where, f"want a JSON object: {_line(e)}", _MEND)
+    return Gone(where, f"want a JSON object ({_line(e)})", _MEND)
   if isinstance(row, dict):
     return columns.event(row, name, where, limits)
   return Gone(where, f"want a JSON object, got {type(row).__name__}", _MEND)

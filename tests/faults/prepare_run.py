@@ -4,5 +4,5 @@ from experiments import _launch
 from llm_jax.data.pipeline import inputs
 
 if __name__ == "__main__":
-  inputs._PLAIN = 100_000
+  inputs._PLAIN = 200_000
   _launch.main("prepare")

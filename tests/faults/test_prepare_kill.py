@@ -36,7 +36,7 @@ def source(tmp_path_factory):
 
 
 def command(source, out):
-  words = ["-m", "experiments.prepare", f"--workdir={out}", f"--config.source={source}"]
+  words = ["-m", "tests.faults.prepare_run", f"--workdir={out}", f"--config.source={source}"]
   return [sys.executable, *words, "--config.vocab_size=600", "--config.validation=0.1"]
 
 

@@ -25,7 +25,7 @@ PROMISED = 10.0  # Seconds.
 
 @pytest.fixture
 def source(tmp_path):
-  """One file of pages, enough for seven shards of `prepare_run`."""
+  """One file of pages, enough for five shards of `prepare_run`."""
   rng = random.Random(0)
   rows = [json.dumps({"text": prepare_kill.page(rng)}) + "\n" for _ in range(400)]
   path = tmp_path / "pages.jsonl"
@@ -124,7 +124,7 @@ def test_a_worker_that_somebody_else_kills_is_the_same_error():
 
 @pytest.mark.long
 def test_prepare_names_the_dead_worker_and_goes_on_from_there(source, tmp_path):
-  words = ["-m", "tests.faults.prepare_run", *prepare_kill.command(source, tmp_path / "killed")[3:]]
+  words = prepare_kill.command(source, tmp_path / "killed")[1:]
   fault = {"LLM_JAX_FAULT": "worker_kill@task:4", "LLM_JAX_TESTING": "1"}
   with start(words, **fault) as parent:
     while "Injected fault" not in (line := parent.stderr.readline()):

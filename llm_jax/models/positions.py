@@ -79,6 +79,11 @@ def parse_scaling(text: str) -> tuple[str, dict[str, float]]:
     raise UserError(
       f'config.model.rope_scaling="{text}": {kind} takes {", ".join(_SCALINGS[kind])}'
     )
+  wide = all(1e-6 <= value <= 1e9 for value in values.values())  # What float32 can multiply.
+  if not wide or (kind == "llama3" and not values["low"] < values["high"]):
+    raise UserError(
+      f'config.model.rope_scaling="{text}": numbers must be 1e-6 to 1e9, and low below high'
+    )
   return kind, values
 
 

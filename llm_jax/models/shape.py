@@ -51,6 +51,9 @@ def _check(cfg: config.Model) -> None:
   for name in ("vocab_size", "dim", "layers", "heads", "max_length", "scan_unroll"):
     if getattr(cfg, name) < 1:
       raise UserError(f"config.model.{name} must be at least 1, got {getattr(cfg, name)}")
+  for name in ("kv_heads", "head_dim", "hidden", "encoder_layers"):
+    if getattr(cfg, name) < 0:
+      raise UserError(f"config.model.{name} must not be negative, got {getattr(cfg, name)}")
   if not cfg.head_dim and cfg.dim % cfg.heads:
     raise UserError(
       f"config.model.dim={cfg.dim} must be a multiple of config.model.heads={cfg.heads},"

@@ -155,6 +155,10 @@ def change_config(folder, **fields):
   path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def rope(theta=1e4, factor=8.0):
+  return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
+
+
 def without(folder):
   tensors = tensors_of(folder)
   del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -209,6 +213,20 @@ def long_header(folder):
     (lambda f: change_config(f, hidden_act="swiglu"), 'activation "swiglu" is not known'),
     (lambda f: change_config(f, num_hidden_layers=2), "is of no use to the architecture"),
     (lambda f: change_config(f, hidden_size="16"), "of the wrong type"),
+    (lambda f: change_config(f, model_type={}), 'architecture "{}" is not known'),
+    (lambda f: change_config(f, model_type="lla\nma"), "is not known"),
+    (lambda f: change_config(f, num_hidden_layers=10**12), "layers is out of bounds"),
+    (lambda f: change_config(f, num_hidden_layers=10**9), "layers are more than the 10,000"),
+    (lambda f: change_config(f, vocab_size=2**31 - 1), "the files hold [0-9,]+ numbers in all"),
+    (lambda f: change_config(f, hidden_size=2**30), "the files hold [0-9,]+ numbers in all"),
+    (lambda f: change_config(f, head_dim=-8), "head_dim must not be negative"),
+    (lambda f: change_config(f, rms_norm_eps=float("nan")), "norm_eps is out of bounds: nan"),
+    (lambda f: change_config(f, rms_norm_eps=10**400), "of the wrong type|out of bounds"),
+    (lambda f: change_config(f, rms_norm_eps=0), "norm_eps must be above 0"),
+    (lambda f: change_config(f, rope_parameters=rope(theta=0.5)), "rope_theta must be 1 or more"),
+    (lambda f: change_config(f, rope_parameters=rope(factor=0)), "must be 1e-6 to 1e9"),
+    (lambda f: change_config(f, model_type="mistral", sliding_window=5.5), "windows is"),
+    (lambda f: change_config(f, model_type="gemma", hidden_size=10**400), "wrong type"),
     (
       lambda f: change_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
       '"yarn" are not supported',
@@ -244,6 +262,8 @@ HEADERS = [
   },
   {"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}},
   {"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}},
+  {"a": {"dtype": "F32", "shape": [0, 1 << 60], "data_offsets": [0, 0]}},
+  {"a": {"dtype": "F32", "shape": [10**30] * 100_000, "data_offsets": [0, 8]}},
   {"a": [1]},
   [],
 ]

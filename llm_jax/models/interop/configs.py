@@ -21,6 +21,8 @@ RUNNING = (
   *("attention", "attention_segments", "dropout", "scan", "scan_unroll", "remat"),
   *("dtype", "matmul_precision"),
 )
+_MOST = 2**31 - 1  # Of any number.
+_MOST_LAYERS = 10_000
 
 
 def read(hf: Mapping[str, Any], where: str = "config.json") -> config.Model:
@@ -34,20 +36,20 @@ def read(hf: Mapping[str, Any], where: str = "config.json") -> config.Model:
     UserError: for an architecture or a setting that is not known here, or a field that is missing.
   """
   kind = hf.get("model_type")
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     hint = nearest(str(kind), ARCHITECTURES)
     raise UserError(
       f'{where}: the architecture "{kind}" is not known{hint}; known are {", ".join(ARCHITECTURES)}'
     )
   try:
     shape = ARCHITECTURES[kind].read(hf)
-    _check_types(shape)
+    _check_values(shape)
     return dataclasses.replace(shape, windows=resolve(shape).windows)
   except UserError as error:
     raise UserError(f"{where}: {error}") from error
   except KeyError as error:
     raise UserError(f"{where}: a {kind} needs the field {error}") from error
-  except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+  except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
     raise UserError(f"{where}: a field of this {kind} is of the wrong type ({error})") from error
 
 
@@ -111,13 +113,31 @@ def canonical(shape: config.Model) -> config.Model:
   )
 
 
-def _check_types(shape: config.Model) -> None:
-  """Raises TypeError if a field came as something else than it is."""
+def _check_values(shape: config.Model) -> None:
+  """Checks each field on its own, before anything is worked out from it.
+
+  Raises:
+    TypeError: if a field came as something else than it is.
+    UserError: if a number is out of all bounds.
+  """
   for name, usual in dataclasses.asdict(config.Model()).items():
     value = getattr(shape, name)
     kinds = (int, float) if isinstance(usual, float) else (type(usual),)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(usual, bool):
-      raise TypeError(f"{name} is {value!r}")
+      raise TypeError(f"{name} is {value!r:.100}")
+    for number in value if isinstance(value, tuple) else [value]:
+      if isinstance(value, tuple) and type(number) is not int:
+        raise TypeError(f"{name} is {value!r:.100}")
+      if isinstance(number, int | float) and not abs(number) <= _MOST:  # NaN is not, either.
+        raise UserError(f"{name} is out of bounds: {number!r:.100}")
+  if max(shape.layers, shape.encoder_layers) > _MOST_LAYERS:
+    raise UserError(f"{shape.layers} layers are more than the {_MOST_LAYERS:,} that are read")
+  # 0 is the usual value of ours, and none of theirs; frequencies of a base below 1 grow out of
+  # float32.
+  if not shape.norm_eps > 0:
+    raise UserError(f"norm_eps must be above 0, it is {shape.norm_eps}")
+  if shape.position == "rope" and (shape.rope_theta < 1 or 0 != shape.rope_local_theta < 1):
+    raise UserError(f"rope_theta must be 1 or more, it is {shape.rope_theta}")
 
 
 def _common(shape: config.Model, kind: str) -> Fields:

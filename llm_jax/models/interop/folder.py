@@ -62,6 +62,7 @@ def load(
   if shape.encoder_layers and not shape.tied_scale and kind.head in names:
     shape.tied = False
   solved = configs.canonical(shape)
+  _check_sizes(folder, solved, names)
   wanted = tensors(kind.rules(solved), shape)
   _check_names(folder, wanted, names, kind, shape)
   tree = _Tree(shape, put or (lambda _, array, names: np.ascontiguousarray(array)))
@@ -235,6 +236,19 @@ def _names(folder: pathlib.Path, kind: Architecture) -> dict[str, tuple[safetens
   if not any(name.startswith(kind.prefix) for name in found):  # A decoder saved without its head.
     found = {n if n == kind.head else f"{kind.prefix}{n}": value for n, value in found.items()}
   return found
+
+
+def _check_sizes(
+  folder: pathlib.Path, shape: config.Model, names: Mapping[str, tuple[safetensors.File, str]]
+) -> None:
+  """Refuses a shape that these files cannot hold, before its size takes time or memory."""
+  held = sum(math.prod(file.tensors[own][1]) for file, own in names.values())
+  for name in ("vocab_size", "dim", "heads", "head_dim", "hidden", "relative_buckets"):
+    if getattr(shape, name) > held:
+      raise UserError(
+        f"{folder}: config.json asks for {name}={getattr(shape, name):,}, and the files hold "
+        f"{held:,} numbers in all: they are not of one model"
+      )
 
 
 def _check_names(

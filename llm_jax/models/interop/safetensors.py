@@ -32,6 +32,7 @@ WRITTEN = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_HEADER = 100_000_000  # Bytes, as the format has it.
 _MOST_DIMENSIONS = 8
+_MOST_NUMBERS = 1 << 48  # Of a tensor.
 
 
 class File:
@@ -70,8 +71,6 @@ class File:
     return found.reshape(shape)
 
   def _bad(self, why: str) -> str:
-    # Names are the file's: what moves a terminal's cursor is not printed.
-    why = "".join(c if c.isprintable() else "\ufffd" for c in why)
     return f"{self.path}: {why}; this is no whole safetensors file: fetch it again"
 
   def _parsed(self, header: bytes, begin: int, size: int) -> dict[str, tuple]:
@@ -95,8 +94,11 @@ class File:
   def _entry(self, name: str, row: Any, begin: int, size: int) -> tuple:
     try:
       kind, shape, (first, end) = row["dtype"], row["shape"], row["data_offsets"]
-      whole = all(type(n) is int and n >= 0 for n in (*shape, first, end))
-      if kind not in DTYPES or len(shape) > _MOST_DIMENSIONS or not whole:
+      whole = len(shape) <= _MOST_DIMENSIONS
+      whole = whole and all(type(n) is int and n >= 0 for n in (*shape, first, end))
+      # NumPy counts the other dimensions of an array that is empty.
+      whole = whole and math.prod(n for n in shape if n) < _MOST_NUMBERS
+      if kind not in DTYPES or not whole:
         raise ValueError(f"dtype {kind}, shape {shape}, bytes {first} to {end}")
       wanted = math.prod(shape) * DTYPES[kind].itemsize
       if end - first != wanted or begin + end > size:

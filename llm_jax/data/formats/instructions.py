@@ -44,7 +44,10 @@ def instruction(row: Row, *names: str) -> Messages:
   if not parts:
     raise Dropped(NO_PROMPT)
   before = fields.system(fields.optional(row, *_SYSTEM))
-  for i, pair in enumerate(row.get("history") or []):
+  history = row.get("history") or []
+  if not isinstance(history, list):
+    raise ValueError(f'"history" must be a list, not {type(history).__name__}')
+  for i, pair in enumerate(history):
     if not isinstance(pair, list) or len(pair) != 2:
       raise ValueError(f'"history"[{i}] must be a list of a question and an answer')
     said = [fields.checked(text, f'history"[{i}]') for text in pair]

@@ -66,12 +66,16 @@ def gather(
       if name in messages:
         bad(row, f'"message_id" {name[:40]} stands in two rows')
         continue
+      replies = value.get("replies") or []
+      if not isinstance(replies, list):
+        bad(row, f'"replies" must be a list, not {type(replies).__name__}')
+        continue
       try:
         _node(value, -1)  # Here, for the error to name the row; trees are read when all are known.
       except ValueError as error:
         bad(row, str(error))
         continue
-      messages[name] = row, {**value, "replies": list(value.get("replies") or [])}
+      messages[name] = row, {**value, "replies": list(replies)}
   yield from _joined(messages, bad)
 
 

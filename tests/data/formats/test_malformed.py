@@ -70,6 +70,12 @@ def error_of(path, kind, format=""):
     ),
     (
       "conversations",
+      {"instruction": "a", "output": "b"},
+      {"instruction": "a", "output": "b", "history": 5},
+      '"history" must be a list, not int',
+    ),
+    (
+      "conversations",
       {"instruction": "a", "instances": []},
       {"instruction": "a", "instances": [1]},
       '"instances"[0] must be an object',
@@ -91,6 +97,12 @@ def error_of(path, kind, format=""):
     ("conversations", FLAT, FLAT, '"message_id" 1 stands in two rows'),
     ("conversations", FLAT, FLAT | {"message_id": 2}, '"message_id" must be a text'),
     ("conversations", FLAT, FLAT | {"message_id": "2", "text": 2}, '"text" must be a text'),
+    (
+      "conversations",
+      FLAT,
+      FLAT | {"message_id": "2", "parent_id": "1", "replies": 5},
+      "must be a l",
+    ),
     ("conversations", FLAT, FLAT | {"message_id": "2", "parent_id": 2}, '"parent_id" must be a'),
     ("preferences", PAIR, PAIR | {"margin": -1}, '"margin" must not be negative'),
     ("preferences", PAIR, PAIR | {"margin": float("nan")}, "finite number, not nan"),

@@ -97,7 +97,7 @@ class Guard:
     if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not led:
       return 403, "another site's page may not ask (Sec-Fetch-Site)"
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > self._most:
+    if not length.isdecimal() or len(length) > 20 or int(length) > self._most:
       return 413, f"a body of more than {self._most:,} bytes is not read"
     if self._token:
       scheme, _, given = headers.get("authorization", "").partition(" ")

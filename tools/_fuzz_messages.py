@@ -46,6 +46,10 @@ class _Engine:
       emit(i, Piece([], [], "stop"))
     return [Ticket(ask, lambda piece: None) for ask in asks]
 
+  def score(self, tokens: list[int], top: int = 0) -> None:
+    """Refuses: there is nothing to score."""
+    raise ValueError("this model scores nothing")
+
 
 class _Models:
   """A made-up model for each tokenizer."""

@@ -47,9 +47,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
   "arrow_config": (None,),
   "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
-
-
 _NAME = re.compile(r"\^?[\w.]+")
+_MOST = 1e9  # Of a number: what it multiplies stays in float32.
 
 
 class _Module(NamedTuple):
@@ -95,7 +94,7 @@ def load_adapter(directory: str | os.PathLike[str], model: LanguageModel) -> Par
       raise UserError(f"{file.path}: module {module} has {', '.join(sorted(parts))} alone")
     try:
       layers = _taken(modules[module], parts, _scale(cfg, module, parts["a"].shape[0]), model)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ZeroDivisionError) as error:
       raise UserError(f"{file.path}: module {module} does not fit: {error}") from error
     for path, own in layers.items():
       lora.place(tree, where(path, modules[module].layer, False), own)
@@ -161,8 +160,10 @@ def _settings(cfg: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, Any]:
       if not _NAME.fullmatch(key):  # An expression of others is not run.
         raise UserError(f'{path}: {name} has "{key}", only names of modules are read')
     numbers += pattern.values()
-  if not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
-    raise UserError(f"{path}: r and lora_alpha must be positive numbers, got {numbers}")
+  if not all(type(n) in (int, float) and 0 < n <= _MOST for n in numbers):
+    raise UserError(
+      f"{path}: r and lora_alpha must be numbers above 0, up to {_MOST:g}, got {numbers}"
+    )
   return cfg
 
 

@@ -7,7 +7,7 @@ QUICKSTART := runs/quickstart
 # Tests of pages in a browser need Chromium and `make EXTRAS=data,dev,web,browser test-long`.
 EXTRAS ?= data,dev,web
 
-.PHONY: help quickstart test test-long lint format clean
+.PHONY: help quickstart test test-long lint format audit clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
@@ -28,6 +28,9 @@ lint: $(STAMP) ## Lint and format check
 format: $(STAMP) ## Format, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: $(STAMP) ## Known vulnerabilities of packages; with EXTRAS=data,dev,web,audit pip-audit looks too
+	$(BIN)/python -m tools.audit
 
 clean: ## Remove the environment and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -79,7 +79,8 @@ def _guarded(run: Callable[[], None]) -> int:
   try:
     run()
   except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    # It may quote a flag, which others may read in a log.
+    print("error:", rundir.redact(" ".join(str(error).split())), file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
@@ -107,7 +108,7 @@ def _launch(
   validate(cfg)
   steps = profiled(profile, stage, cfg)
   if dry_run:
-    print(_plan.describe(stage, cfg))
+    print(rundir.redact(_plan.describe(stage, cfg)))
     return
   if not workdir:
     raise UserError(f"--workdir is missing; for example --workdir=runs/{stage}")

@@ -133,8 +133,8 @@ def start(
 
   Writes config.json (every field), overrides.json (the fields that the command line set) and
   info.json (one entry a launch: time, command, versions, git revision and diff, how programs are
-  compiled; not the rest of the environment, and with secrets redacted). Each file appears whole or
-  not at all.
+  compiled; not the rest of the environment), all with secrets redacted: two configs that differ in
+  a secret alone are the same. Each file appears whole or not at all.
 
   Args:
     cfg: a dataclass of llm_jax.config.
@@ -148,14 +148,14 @@ def start(
       cannot be written.
   """
   path = pathlib.Path(workdir)
-  resolved = dataclasses.asdict(cfg)
+  resolved, usual = (redacted(dataclasses.asdict(x)) for x in (cfg, type(cfg)()))
   if (path / "config.json").exists():
-    _check_same(resolved, _read(path / "config.json"), path, dataclasses.asdict(type(cfg)()))
+    _check_same(resolved, _read(path / "config.json"), path, usual)
   launches = _read(path / "info.json") if (path / "info.json").exists() else []
   try:
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", resolved)
-    write_json(path / "overrides.json", dict(overrides or {}))
+    write_json(path / "overrides.json", redacted(dict(overrides or {})))
     write_json(path / "info.json", [*launches, provenance(argv, compiled)])
   except OSError as error:
     raise UserError(
@@ -183,6 +183,22 @@ def redact(text: str) -> str:
   for pattern, replacement in _SECRETS:
     text = pattern.sub(replacement, text)
   return text
+
+
+def redacted(value: Any, name: str = "") -> Any:
+  """Returns a value of JSON with `redact` applied to its texts.
+
+  Args:
+    value: texts, numbers, lists and mappings; tuples become lists.
+    name: of the field that holds it.
+  """
+  if isinstance(value, Mapping):
+    return {key: redacted(inner, str(key)) for key, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [redacted(inner, name) for inner in value]
+  if not isinstance(value, str):
+    return value
+  return redact(f"{name}={value}").removeprefix(f"{name}=")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -164,6 +164,25 @@ def test_a_stages_ending_is_one_line(body, code, stderr, tmp_path):
   assert (done.returncode, done.stderr) == (code, stderr)
 
 
+SECRET = "abcdefghij0123456789"
+
+
+@pytest.mark.parametrize(
+  "body", ["raise UserError(f'{cfg.init} is missing')", "open(workdir + '/made', 'w')"]
+)
+def test_a_secret_stays_in_the_flag_and_in_the_environment(body, tmp_path, monkeypatch):
+  for name in ("WANDB_API_KEY", "HF_TOKEN", "LLM_JAX_TOKEN", "JUDGE_KEY"):
+    monkeypatch.setenv(name, f"{SECRET}-{name}")
+  words = [f"--workdir={tmp_path / 'run'}", f"--config.init=https://me:{SECRET}@host/model"]
+  said = [launch_stage(body, *words) for _ in range(2)]
+  said += [launch_stage(body, *words, "--config.steps=7"), launch_stage(body, *words, "--dry_run")]
+  said.append(launch_stage(body, f"--api_key={SECRET}", *words))
+  assert [done.returncode for done in said][2:] == [2, 0, 2]
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  text = "".join([*(d.stdout + d.stderr for d in said), *(path.read_text() for path in files)])
+  assert SECRET not in text and "[redacted]" in text
+
+
 def test_an_unexpected_error_keeps_its_traceback(tmp_path):
   done = launch_stage("raise KeyError('bug')", f"--workdir={tmp_path}")
   assert done.returncode == 1

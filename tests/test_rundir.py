@@ -1,12 +1,15 @@
 """A run's directory: whole files, one config for ever, no secrets."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from experiments import _launch
 from llm_jax import config, rundir
 from llm_jax.errors import UserError
 
@@ -172,6 +175,27 @@ def test_secrets_are_redacted(text):
 )  # fmt: skip
 def test_other_text_is_left_alone(text):
   assert rundir.redact(text) == text
+
+
+@pytest.mark.parametrize("name", ["init", "data", "api_key"])
+def test_a_secret_in_a_config_is_in_no_record(tmp_path, name):
+  value = {"init": f"https://me:{SECRET}@host/x", "data": (f"s3://b?secret={SECRET}",)}.get(
+    name, SECRET
+  )
+  other = json.loads(json.dumps(value).replace(SECRET, SECRET[::-1]))
+  make = dataclasses.make_dataclass("Cfg", [(name, Any, ""), ("steps", int, 4)])
+  for given in (value, other):  # The same run, for all that is on record.
+    rundir.start(make(given), tmp_path, {name: given}, [f"--config.{name}={given}"])
+  with pytest.raises(UserError, match="another config") as raised:
+    rundir.start(make(f"https://me:{SECRET}@elsewhere/x", 5), tmp_path)
+  text = "".join(p.read_text() for p in tmp_path.iterdir()) + str(raised.value)
+  assert SECRET not in text and SECRET[::-1] not in text and "[redacted]" in text
+
+
+def test_the_published_configs_have_nothing_to_redact():
+  for path in sorted((ROOT / "configs").rglob("[!_]*.py")):
+    cfg = dataclasses.asdict(_launch.load_config(str(path)))
+    assert rundir.redacted(cfg) == json.loads(json.dumps(cfg)), path
 
 
 def test_a_field_that_came_later_has_its_default_in_an_older_run(tmp_path):

@@ -285,7 +285,7 @@ def _versions() -> dict[str, str]:
 
 def _lasting(cfg: config.Prepare) -> dict[str, Any]:
   """The fields that say what is made; the others say how, and change nothing but the time."""
-  fields = json.loads(json.dumps(dataclasses.asdict(cfg)))  # Tuples are lists in a manifest.
+  fields = rundir.redacted(dataclasses.asdict(cfg))  # Tuples are lists in a manifest.
   return {k: v for k, v in fields.items() if k not in config.HOW}
 
 

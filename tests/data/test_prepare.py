@@ -72,6 +72,16 @@ def test_everything_is_written_once(source, tmp_path):
     prepare.run(settings(source, vocab_size=500), out)
 
 
+def test_no_secret_of_the_config_is_in_the_manifest(source, tmp_path):
+  secret = "abcdefghij0123456789"
+  folder = tmp_path / f"token={secret}"
+  folder.mkdir()
+  cfg = settings(source.rename(folder / "in.jsonl"))
+  prepare.run(cfg, tmp_path / "out")
+  assert secret not in (tmp_path / "out" / "manifest.json").read_text()
+  assert prepare.run(cfg, tmp_path / "out")["config"]["source"].endswith("token=[redacted]")
+
+
 def test_the_same_source_gives_the_same_bytes(source, tmp_path):
   for name, workers in (("a", 1), ("b", 2)):
     prepare.run(settings(source, workers=workers), tmp_path / name)

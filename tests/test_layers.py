@@ -28,6 +28,12 @@ GROUND = {
 }  # The other files of floor 0: standard library only.
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# Templates of others are programs: ours are data, and Jinja is written for others, never rendered.
+TEMPLATES = {"jinja2", "mako"}
+DANGEROUS = (
+  "eval", "exec", "__import__", "os.system", "os.popen", "subprocess.getoutput", "yaml.load",
+  "yaml.full_load", "yaml.unsafe_load", "torch.load", "shutil.unpack_archive", "runpy.run_path",
+)  # fmt: skip
 DATA_PACKAGES = (
   "grain", "tensorflow_datasets", "sentencepiece", "trafilatura", "warcio", "ftfy", "xxhash",
   "ml_collections",
@@ -111,13 +117,13 @@ def test_configs_import_configs_only():
 def violations(node):
   """Calls and imports that no file of the project makes."""
   for name in imports(node):
-    if name.split(".")[0] in PICKLES | {"tensorflow"}:
+    if name.split(".")[0] in PICKLES | TEMPLATES | {"tensorflow"}:
       yield f"import {name}"
   for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
     called = ast.unparse(call.func)
-    if called in ("eval", "exec", "__import__", "yaml.load", "torch.load", "os.system"):
+    if called in DANGEROUS:
       yield called
-    if called.endswith(".extractall"):
+    if called.endswith((".extractall", ".read_pickle", ".apply_chat_template")):
       yield called
     for keyword in call.keywords:
       if keyword.arg in ("shell", "allow_pickle", "trust_remote_code"):
@@ -134,7 +140,9 @@ def test_nothing_dangerous_is_called():
   "code",
   [
     "import pickle", "from tensorflow import io", "eval('1')", "exec(x)", "yaml.load(f)",
-    "tar.extractall()", "subprocess.run(x, shell=True)", "np.load(p, allow_pickle=True)",
+    "tar.extractall()", "from jinja2 import Template", "os.popen(x)", "pd.read_pickle(f)",
+    "tokenizer.apply_chat_template(talk)",
+    "subprocess.run(x, shell=True)", "np.load(p, allow_pickle=True)",
   ],
 )  # fmt: skip
 def test_the_search_for_danger_finds_it(code):

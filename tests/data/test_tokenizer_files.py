@@ -338,12 +338,12 @@ def test_exported_special_tokens_and_chat_template(export, folder):
   assert other.encode("a").ids == [tokenizer.bos_id, *tokenizer.encode("a")]
   config = json.loads((folder / "default-out" / "tokenizer_config.json").read_text())
   assert (config["bos_token"], config["pad_token"]) == ("<s>", "<pad>")
-  jinja = pytest.importorskip("jinja2", reason="needs: pip install jinja2")
+  sandbox = pytest.importorskip("jinja2.sandbox", reason="needs: pip install jinja2")
   # Marks of what is learned, which are an extension of transformers.
   marked = (
     config["chat_template"].replace("{% generation %}", "").replace("{% endgeneration %}", "")
   )
-  template = jinja.Environment().from_string(marked)
+  template = sandbox.ImmutableSandboxedEnvironment().from_string(marked)
   talk = [{"role": "system", "content": "Be short."}, {"role": "user", "content": " 12\n\n?"}]
   text = template.render(messages=talk, bos_token="<s>", add_generation_prompt=True)
   assert other.encode(text, add_special_tokens=False).ids == chat.prompt(tokenizer, talk)

@@ -9,7 +9,7 @@ from tools._fuzz_result import Result
 
 Headers = Sequence[tuple[str, str]]
 
-_SECONDS = 8.0  # That an answer may take.
+SECONDS = 8.0  # That an answer may take.
 HOST = ("host", "127.0.0.1:8000")
 
 
@@ -45,6 +45,7 @@ class Asker:
     headers: Headers = (HOST,),
     parts: Sequence[bytes] = (b"",),
     leaves: bool = False,
+    seconds: float = SECONDS,
   ) -> Answer:
     """Returns the answer of an ASGI application.
 
@@ -55,16 +56,23 @@ class Asker:
       headers: of the request.
       parts: of its body.
       leaves: whether the client goes when it has heard something.
+      seconds: that the answer may take.
 
     Raises:
       Exception: what the application lets out.
       TimeoutError: if it does not answer.
     """
-    return self._runner.run(_asked(app, method, target, headers, parts, leaves))
+    return self._runner.run(_asked(app, method, target, headers, parts, leaves, seconds))
 
 
 async def _asked(
-  app: Any, method: str, target: str, headers: Headers, parts: Sequence[bytes], leaves: bool
+  app: Any,
+  method: str,
+  target: str,
+  headers: Headers,
+  parts: Sequence[bytes],
+  leaves: bool,
+  seconds: float,
 ) -> Answer:
   # A server reads bytes; what is beyond ASCII in them is percent-encoded, or is lost.
   raw, _, query = target.encode("utf-8", "replace").partition(b"?")
@@ -94,7 +102,7 @@ async def _asked(
       if leaves:
         gone.set()
 
-  await asyncio.wait_for(app(scope, receive, send), _SECONDS)
+  await asyncio.wait_for(app(scope, receive, send), seconds)
   return Answer(status, sent, b"".join(body))
 
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from llm_jax.serve.models import Models
 from llm_jax.stages import runs
 from llm_jax.train.checkpoint import Checkpoints
 from tools import _fuzz_inputs as inputs
-from tools._fuzz_asgi import HOST, Asker, Headers, judged
+from tools._fuzz_asgi import HOST, SECONDS, Answer, Asker, Headers, judged
 from tools._fuzz_result import Result
 
 _SHAPE = config.Model(dim=16, layers=1, heads=2, vocab_size=300)
@@ -97,7 +98,7 @@ class World:
   def __init__(self, folder: pathlib.Path):
     self._folder = folder / "root"
     _made(self._folder)
-    self._models = Models(self._folder, rows=4, prompt=64, max_new=8)
+    self._models = Models(self._folder, rows=4, prompt=32, max_new=8)
     places = workdirs.Workdirs([self._folder])
     play = playground.make(places, self._models)
     self._app = app.create(self._models, play=play)
@@ -105,9 +106,8 @@ class World:
     self._asker = Asker()
     self._stack = contextlib.ExitStack()
     self._port = 0
-    for path, given in _PATHS:  # What is compiled and loaded takes no case's time.
-      for _ in range(2):
-        self._ask(self._app, *_request(path, given))
+    for path, given in [*_PATHS, *_longer()]:  # What is compiled takes no case's time.
+      self._ask(self._app, *_request(path, given), seconds=600)
 
   def close(self) -> None:
     """Ends the server and the models."""
@@ -132,9 +132,17 @@ class World:
       return Result(result.accepted, "tells the token")
     return result
 
-  def _ask(self, application: Any, method: str, target: str, headers: Headers, *parts: bytes):
+  def _ask(
+    self,
+    application: Any,
+    method: str,
+    target: str,
+    headers: Headers,
+    *parts: bytes,
+    seconds: float = SECONDS,
+  ) -> Answer:
     leaves = "/api/events" in urllib.parse.unquote(target)
-    return self._asker.ask(application, method, target, headers, parts, leaves)
+    return self._asker.ask(application, method, target, headers, parts, leaves, seconds)
 
   def _mutated(self, rng: random.Random) -> tuple[str, str, Headers, bytes]:
     path, given = rng.choice(_PATHS)
@@ -192,6 +200,16 @@ class World:
 
       self._stack.callback(stop)
     return self._port
+
+
+def _longer() -> Iterator[tuple[str, Any]]:
+  """Requests of each size for which there is a program of its own."""
+  own = {"model": "pretrain", "max_tokens": 8}
+  for count in (1, 30):
+    for n in (1, 8):
+      yield "/v1/completions", own | {"prompt": [5] * count, "n": n}
+  yield "/v1/completions", own | {"prompt": [5] * 30, "n": 8, "top_p": 0.9}
+  yield "/api/next", {"model": "sft", "text": "", "appended": [5] * 35}
 
 
 def _request(

@@ -96,6 +96,9 @@ class Tally:
 def main(argv: list[str] | None = None) -> int:
   """Prints each problem and a Markdown table; returns 1 if there is a problem, 2 for bad input."""
   options = _parser().parse_args(argv)
+  os.environ.setdefault(
+    "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
+  )  # To compile takes longer than to run.
   try:
     kinds = _kinds(options)
     logging.disable(logging.CRITICAL)  # Refusals are logged by the thousand.

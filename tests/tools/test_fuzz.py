@@ -1,6 +1,10 @@
 """Broken weights, rows, messages and requests: some hundreds; `python -m tools.fuzz` does more."""
 
 import collections
+import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -15,6 +19,7 @@ from tools import convert_hf, fuzz
 from tools._fuzz_result import Result
 
 SEED = 20261130
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +172,25 @@ def test_a_case_that_hangs_is_stopped_and_named():
   assert "hangs" in done.result.problem and "test_fuzz.py" in done.result.problem
   (done,) = fuzz.run({"rows": Toy()}, [1], 0, limit=0.2)
   assert not done.result.problem
+
+
+STUCK = """
+import sys
+from tools import fuzz
+class World:
+  def case(self, rng):
+    sum(range(10**12))  # In C, where no handler of a signal runs.
+  def close(self):
+    pass
+fuzz.make = lambda kind, folder: World()
+sys.exit(fuzz.main(["--cases=2", "--only=rows", "--limit=0.2"]))
+"""
+
+
+def test_a_case_that_no_signal_stops_is_named_and_ends_the_program():
+  done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == -signal.SIGABRT
+  assert done.stderr.startswith("case 1 hangs, and cannot be stopped") and "in case" in done.stderr
 
 
 @pytest.mark.parametrize(("keep", "code"), [(2_000_000, 1), (0, 0)])

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from llm_jax.data import gold
+from llm_jax.data.formats.files import bad_row, read_rows
 from llm_jax.data.questions import Question
-from llm_jax.errors import UserError
 
 KINDS = ("other_object", "cut_off", "repetitive", "sft_sample")
 
@@ -119,14 +119,13 @@ def read(path: str | pathlib.Path) -> list[Pair]:
     UserError: naming the first bad line.
   """
   pairs = []
-  with open(path, encoding="utf-8") as f:
-    for number, line in enumerate(f, 1):
-      try:
-        row = json.loads(line)
-        answers = {k: Answer(**row.pop(k)) for k in ("chosen", "rejected")}
-        pairs.append(Pair(**row, **answers))
-      except (ValueError, TypeError, KeyError) as e:
-        raise UserError(f"{path}:{number}: not a preference pair ({e})") from e
+  for row in read_rows(path):
+    value = dict(row.value)
+    try:
+      answers = {k: Answer(**value.pop(k)) for k in ("chosen", "rejected")}
+      pairs.append(Pair(**value, **answers))
+    except (TypeError, KeyError) as e:
+      raise bad_row(path, row.number, f"not a preference pair ({e})") from e
   return pairs
 
 

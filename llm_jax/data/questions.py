@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from llm_jax.data import documents, pydocs
+from llm_jax.data.formats.files import bad_row, read_rows
 
 _WORD = re.compile(r"[a-z0-9]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_+|\.+")
@@ -89,9 +90,18 @@ def write(path: str | pathlib.Path, questions: Iterable[Question]) -> None:
 
 
 def read(path: str | pathlib.Path) -> list[Question]:
-  """Reads what `write` wrote."""
-  with open(path, encoding="utf-8") as f:
-    return [Question(**json.loads(line)) for line in f]
+  """Reads what `write` wrote.
+
+  Raises:
+    UserError: naming the first bad line.
+  """
+  found = []
+  for row in read_rows(path):
+    try:
+      found.append(Question(**row.value))
+    except TypeError as e:
+      raise bad_row(path, row.number, f"not a question ({e})") from e
+  return found
 
 
 def normal(text: str) -> str:

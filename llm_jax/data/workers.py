@@ -31,6 +31,7 @@ B = TypeVar("B")
 _WAITING = 4  # Tasks per worker that are made ahead.
 _PATIENCE = 5.0  # Seconds until a process whose pipe has ended is there to be asked how it ended.
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl.
+_Pickler: Any = ForkingPickler  # Its `loads` has no type.
 
 
 class WorkerDied(UserError):
@@ -88,7 +89,7 @@ class Pool:
     self._workers: list[_Worker] = []
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     self._threads = futures.ThreadPoolExecutor(workers)
-    self._died: futures.Future[None] = futures.Future()  # Has the error once a worker is dead.
+    self._died: futures.Future[Any] = futures.Future()  # Has the error once a worker is dead.
     self._calls = itertools.count(1)
     self._kills = {fault.number for fault in faults.asked() if fault.place == "task"}
 
@@ -126,7 +127,8 @@ class Pool:
 
   def _result(self, future: "futures.Future[B]", timeout: float | None) -> B:
     """Waits for an answer; a death ends that at once, whichever task the dead worker had."""
-    done, _ = futures.wait([future, self._died], timeout, futures.FIRST_COMPLETED)
+    both: list[futures.Future[Any]] = [future, self._died]
+    done, _ = futures.wait(both, timeout, futures.FIRST_COMPLETED)
     if self._died in done:
       self._died.result()
     if not done:
@@ -197,7 +199,7 @@ def _serve(pipe: Connection, parent: int, lasting: bool) -> None:
 def _answer(call: bytes) -> bytes:
   """Returns (True, what the function returned) or (False, what it raised), pickled."""
   try:
-    fn, task = ForkingPickler.loads(call)
+    fn, task = _Pickler.loads(call)
     return _pickled((True, fn(task)))
   except Exception as error:
     text = "".join(traceback.format_exception(error))
@@ -205,14 +207,14 @@ def _answer(call: bytes) -> bytes:
       error.add_note(f"in a worker process:\n{text}")
     try:
       answer = _pickled((False, error))
-      ForkingPickler.loads(answer)
+      _Pickler.loads(answer)
       return answer
     except Exception:  # One that cannot travel: its text does.
       return _pickled((False, RuntimeError(text)))
 
 
 def _pickled(value: Any) -> bytes:
-  return bytes(ForkingPickler.dumps(value))
+  return bytes(_Pickler.dumps(value))
 
 
 def _end_with_parent(parent: int, lasting: bool) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llm_jax.data import gold, preferences
+from llm_jax.data import gold, preferences, questions
 from llm_jax.data.preferences import Answer
 from llm_jax.data.questions import Question
 from llm_jax.errors import UserError
@@ -85,8 +85,16 @@ def test_a_seed_fixes_the_pairs_and_files_keep_them(tmp_path):
   assert preferences.read(tmp_path / "p.jsonl") == pairs
 
 
-def test_a_bad_line_is_named(tmp_path):
+@pytest.mark.parametrize("read", [preferences.read, questions.read])
+@pytest.mark.parametrize(
+  ("line", "says"),
+  [
+    (b'{"prompt": "x"}', "not a (preference pair|question)"), (b"[1]", "where an object must be"),
+    (b'{"prompt": "\xff"}', "not UTF-8"), (b"{", "not JSON"),
+  ],
+)  # fmt: skip
+def test_a_bad_line_is_named(tmp_path, read, line, says):
   path = tmp_path / "p.jsonl"
-  path.write_text('{"prompt": "x"}\n')
-  with pytest.raises(UserError, match=r"p\.jsonl:1: not a preference pair"):
-    preferences.read(path)
+  path.write_bytes(line + b"\n")
+  with pytest.raises(UserError, match=rf"p\.jsonl, line 1: .*{says}"):
+    read(path)

@@ -115,7 +115,7 @@ class _Malformed(Exception):
   """A row is no JSON object."""
 
 
-def _open(path, mode: str = "rt"):
+def _open(path, mode: str = "rt") -> Any:
   opened = gzip.open if str(path).lower().endswith(".gz") else open
   return opened(path, mode) if "b" in mode else opened(path, mode, encoding="utf-8-sig")
 

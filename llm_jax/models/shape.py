@@ -78,6 +78,11 @@ def _check(cfg: config.Model) -> None:
     raise UserError(f"config.model.windows={cfg.windows} must not be negative; 0 sees all tokens")
   if cfg.position == "rope":
     _check_rope(cfg)
+  if cfg.position == "relative" and not 4 <= cfg.relative_buckets < 2 * cfg.relative_distance:
+    raise UserError(
+      f"config.model.relative_buckets={cfg.relative_buckets} must be at least 4, and less than "
+      f"twice config.model.relative_distance={cfg.relative_distance}"
+    )
   _check_attention(cfg)
 
 

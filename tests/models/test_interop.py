@@ -250,6 +250,19 @@ def test_a_field_that_is_missing_is_named(folder):
     interop.load(folder)
 
 
+T5 = {"model_type": "t5", "vocab_size": 31, "d_model": 16, "d_kv": 4, "d_ff": 24} | {
+  "num_layers": 1, "num_heads": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("buckets", "distance"), [(3, 128), (0, 128), (-8, 128), (32, 16)])
+def test_buckets_of_distances_that_divide_by_zero_are_refused(buckets, distance):
+  own = {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": distance}
+  with pytest.raises(UserError, match="must be at least 4, and less than twice"):
+    configs.read(T5 | own)
+  assert configs.read(T5).relative_buckets == 32
+
+
 HEADERS = [
   {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
   {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},

@@ -146,16 +146,17 @@ def adopt(
     raise UserError(f'no special token is called "{min(unknown)}"{nearest(min(unknown), _NAMES)}')
   choice = _Choice(named, template, path)
   data = path.read_bytes()
-  if path.suffix == ".json":
-    kind, name = _HF, _HUGGINGFACE
-    data, ids, added = tokenizer_huggingface.adopted(data, path, choice)
-  else:
-    kind, name = _ADOPTED, _MODEL
-    data, ids, added = _adopted_sentencepiece(data, choice, path)
+  theirs = path.suffix == ".json"
+  kind, name = (_HF, _HUGGINGFACE) if theirs else (_ADOPTED, _MODEL)
+  adopted = tokenizer_huggingface.adopted if theirs else _adopted_sentencepiece
+  try:  # The library finds out more than we do, and has no error of its own.
+    data, ids, added = adopted(data, path, choice)
+    made = _made(kind, data, ids, choice.template)
+  except (*tokenizer_huggingface.BROKEN, RuntimeError) as error:
+    raise UserError(f"{path} is damaged, or no such tokenizer ({error!r})") from error
   if added:
     _LOG.info("%s: added %s", path, ", ".join(added))
   _LOG.info("%s: conversations are written as %s has them", path, choice.template)
-  made = _made(kind, data, ids, choice.template)  # Before anything is written.
   meta = {"kind": kind, "source": path.name, "template": choice.template}
   _write(directory, name, data, {**meta, "ids": ids, "added": added})
   return made
@@ -182,7 +183,7 @@ def _made(kind: str, data: bytes, ids: Mapping[str, int], template: str) -> Toke
 
 
 def _adopted_sentencepiece(
-  data: bytes, choice: "_Choice", path: pathlib.Path
+  data: bytes, path: pathlib.Path, choice: "_Choice"
 ) -> tuple[bytes, dict[str, int], list[str]]:
   """Returns a model whose special tokens are all control pieces, their ids, and what was added."""
   proto = ModelProto()
@@ -279,7 +280,7 @@ def _own(source: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of a tokenizer that is ours already, if the source is or holds one."""
   whole = [source.parent] if source.name in (_META, _MODEL) else [source, source / "tokenizer"]
   for folder in whole:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, *tokenizer_huggingface.BROKEN):
       if "sha256" in json.loads((folder / _META).read_text(encoding="utf-8")):
         return folder
   return None
@@ -306,12 +307,11 @@ def _configured(folder: pathlib.Path) -> dict[str, str]:
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
     tokens = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad")}
-    return {
-      name: token["content"] if isinstance(token, dict) else str(token)
-      for name, token in tokens.items()
-      if token
-    }
-  except (ValueError, KeyError, AttributeError) as error:
+    found = {n: t["content"] if isinstance(t, dict) else t for n, t in tokens.items() if t}
+    if not all(isinstance(token, str) for token in found.values()):
+      raise ValueError(f"special tokens {found!r:.200}")
+    return found
+  except tokenizer_huggingface.BROKEN as error:
     raise UserError(f"{path} is damaged ({error}): remove it, or give `specials`") from error
 
 

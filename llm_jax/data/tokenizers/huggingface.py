@@ -20,6 +20,9 @@ from llm_jax.errors import UserError
 
 _INSIDE = "\ufffe"
 _KINDS = ("BPE", "Unigram")
+_MOST_IDS = 1 << 24
+# What a file raises that is JSON, and of another form than it should be.
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class HuggingFace(Tokenizer):
@@ -134,7 +137,10 @@ def adopted(
     known = vocabulary(data)
     kind = data["model"].get("type", "BPE")
     unk = _unknown(data)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    for token, i in known.items():
+      if not (isinstance(token, str) and type(i) is int and 0 <= i < _MOST_IDS):
+        raise ValueError(f"the token {token!r:.100} has the id {i!r:.100}")
+  except BROKEN as error:
     raise UserError(f"{path} is no tokenizer.json of Hugging Face ({error!r})") from error
   if kind not in _KINDS:
     raise UserError(f"{path} is a {kind} model; only these can be imported: {', '.join(_KINDS)}")
@@ -156,7 +162,9 @@ def _read(data: Mapping[str, Any]) -> Any:
   read = library().Tokenizer.from_str
   try:
     made = read(json.dumps(data))
-  except Exception as error:  # The library raises Exception itself.
+  except BaseException as error:  # The library raises Exception itself; a panic is not even one.
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+      raise
     why = " ".join(str(error).split())
     raise UserError(f"the package `tokenizers` does not read this tokenizer: {why}") from error
   made.encode_special_tokens = True

@@ -53,20 +53,20 @@ def coders(folder: pathlib.Path) -> list[Coder]:
     own = Tokenizer.load(folder / "ours")
     own.use_template(name)
     found.append(Coder(f"ours {name}", own, True))
-  (folder / "bytes.json").write_text(_byte_level())
+  (folder / "bytes.json").write_text(byte_level())
   for name in ("chatml", "llama-3", "gemma", "mistral-v3"):
     bos = {"llama-3": "<|begin_of_text|>", "gemma": "<bos>"}.get(name, "<s>")
     specials = {"bos": bos, "eos": "</s>"}
     own = files.adopt(folder / "bytes.json", folder / name, specials, template=name)
     found.append(Coder(f"bytes {name}", own, True, "\ufffe"))
-  (folder / "pieces.model").write_bytes(_pieces())
+  (folder / "pieces.model").write_bytes(pieces())
   for name in ("mistral", "gemma", "chatml"):
     own = files.adopt(folder / "pieces.model", folder / f"pieces-{name}", template=name)
     found.append(Coder(f"pieces {name}", own, False))
   return found
 
 
-def _byte_level() -> str:
+def byte_level() -> str:
   """A tokenizer.json of GPT-2's kind that knows all markers; texts may spell them there."""
   library = huggingface.library()
   made = library.Tokenizer(library.models.BPE())
@@ -82,7 +82,7 @@ def _byte_level() -> str:
   return json.dumps(data)
 
 
-def _pieces() -> bytes:
+def pieces() -> bytes:
   """A SentencePiece model as Llama's: a space in front, markers of families user-defined."""
   written = ("<s>", "</s>", "<unk>", "<pad>", "[INST]", "[/INST]", "<0x00>", "<0x0A>", "<0x3C>")
   own = [name for name in MARKERS if name not in (*written, "<0xFF>")]

@@ -1,4 +1,4 @@
-"""Fuzzes weights of others: safetensors, config.json, adapters, and folders that are converted."""
+"""Fuzzes models of others: safetensors, config.json, adapters, tokenizers, and their conversion."""
 
 import contextlib
 import io
@@ -24,6 +24,7 @@ from llm_jax.models.language_model import LanguageModel
 from tools import _fuzz_inputs as inputs
 from tools import convert_hf
 from tools._fuzz_result import Result, refused
+from tools._fuzz_tokenizers import Tokenizers
 
 _SIZES = {
   "vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -95,6 +96,7 @@ class World:
     shapes = {"a": (np.dtype("<f4"), (3, 2)), "b": (np.dtype("<i8"), (2,)), "c": (_BF16, (4, 0))}
     safetensors.write(self._file, shapes, lambda name: np.ones(shapes[name][1], shapes[name][0]))
     self._small = self._file.read_bytes()
+    self._tokenizers = Tokenizers(folder)
 
   def close(self) -> None:
     """Nothing runs."""
@@ -102,8 +104,9 @@ class World:
   def case(self, rng: random.Random) -> Result:
     """Breaks one file and has it read."""
     ways = (self._one_file, self._one_config, self._folder, self._peft, self._convert)
+    ways = (*ways, self._tokenizers.case)
     try:
-      return rng.choices(ways, (40, 30, 20, 8, 2))[0](rng)
+      return rng.choices(ways, (36, 28, 20, 8, 2, 6))[0](rng)
     except UserError as error:
       return refused(error)
 

@@ -4,12 +4,13 @@ python -m tools.fuzz --cases=50000 --seed=0
 python -m tools.fuzz --cases=2000 --only=weights,requests
 python -m tools.fuzz --case=4711
 
-Four kinds, in turn: weights (safetensors, config.json, adapters, convert_hf), rows (files of every
-format, to batches), messages (conversations, on the endpoint's way to a model) and requests (to the
-endpoint and the playground). Each case is taken, or refused as its reader refuses; anything else is
-a problem, and --case repeats it alone: an exception, more than one line, a status of 500 or more, a
-control token that a text gave, a file that is half there, a case of more than --limit seconds, or
-more memory than --memory. Needs the extras data and web. Broken corpora: tools/fuzz_readers.py.
+Four kinds, in turn: weights (safetensors, config.json, adapters, tokenizers, convert_hf), rows
+(files of every format, to batches), messages (conversations, on the endpoint's way to a model) and
+requests (to the endpoint and the playground). Each case is taken, or refused as its reader refuses;
+anything else is a problem, and --case repeats it alone: an exception, more than one line, a status
+of 500 or more, a control token that a text gave, a file that is half there, a case of more than
+--limit seconds, or more memory than --memory. Needs the extras data and web. Broken corpora:
+tools/fuzz_readers.py.
 """
 
 import argparse

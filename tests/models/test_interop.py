@@ -263,6 +263,22 @@ def test_buckets_of_distances_that_divide_by_zero_are_refused(buckets, distance)
   assert configs.read(T5).relative_buckets == 32
 
 
+@pytest.mark.parametrize("sizes", [([4], 2**40), (2**40, [16]), ("ab", 2**40)])
+def test_a_list_is_not_repeated_a_billion_times(sizes):
+  own = dict(zip(("expansion_ratio", "d_model"), sizes, strict=True))
+  mpt = {"model_type": "mpt", "vocab_size": 31, "n_layers": 1, "n_heads": 4, "max_seq_len": 32}
+  with pytest.raises(UserError, match="is no size"):
+    configs.read(mpt | own)
+
+
+@pytest.mark.parametrize("name", ["\udfff", "a\0b", "a" * 5000])
+def test_an_index_that_names_what_is_no_file(folder, name):
+  index = {"weight_map": {"model.norm.weight": name}}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(UserError):
+    interop.load(folder)
+
+
 HEADERS = [
   {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
   {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},

@@ -153,6 +153,10 @@ def _mpt(hf: Mapping[str, Any]) -> config.Model:
     | {"alibi_bias_max": 8},
   )
   fields.refuse(hf, {"no_bias": True, "logit_scale": None, "tie_word_embeddings": True})
+  ratio = hf.get("expansion_ratio", 4)
+  for factor in (ratio, hf["d_model"]):  # A list would be repeated.
+    if not isinstance(factor, int | float):
+      raise TypeError(f"{factor!r:.100} is no size")
   if hf.get("norm_type", "low_precision_layernorm") not in ("low_precision_layernorm", "layernorm"):
     raise UserError(f"norm_type={hf['norm_type']!r} is not supported, only layernorm")
   return config.Model(
@@ -160,7 +164,7 @@ def _mpt(hf: Mapping[str, Any]) -> config.Model:
     dim=hf["d_model"],
     layers=hf["n_layers"],
     heads=hf["n_heads"],
-    hidden=hf.get("expansion_ratio", 4) * hf["d_model"],
+    hidden=ratio * hf["d_model"],
     max_length=hf["max_seq_len"],
     norm="layernorm",
     norm_eps=hf.get("layer_norm_epsilon", 1e-5),

@@ -59,6 +59,8 @@ class File:
         header = file.read(length)
     except OSError as error:
       raise UserError(f"{self.path}: {error.strerror}") from error
+    except ValueError as error:  # The name of a file that an index gives may be none.
+      raise UserError(f"{self.path}: {error}") from error
     self.tensors = self._parsed(header, 8 + length, size)
 
   def read(self, name: str) -> np.ndarray:

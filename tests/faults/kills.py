@@ -42,6 +42,18 @@ def finish(words, **environ):
   return process.returncode, error
 
 
+def timed(words, **environ):
+  """As `finish`; returns also the seconds from the first injected fault to the end, or None."""
+  began, lines = None, []
+  with start(words, **environ) as process:
+    for line in process.stderr:
+      lines.append(line)
+      if began is None and "Injected fault" in line:
+        began = time.monotonic()
+    process.wait(600)
+  return process.returncode, "".join(lines), began and time.monotonic() - began
+
+
 def rows(workdir):
   """The rows of a run without wall times and memory; no step is there twice, none is missing."""
   found = metrics.read(workdir)

@@ -42,7 +42,11 @@ def test_faults_happen_once_where_they_are_due():
 def toy(workdir, fault="", *more):
   """Runs the toy run to its end or its fault; returns (exit code, stderr)."""
   words = [sys.executable, "-m", "tests.train.toy_run", str(workdir), str(STEPS), *more]
-  return kills.finish(words, LLM_JAX_FAULT=fault, LLM_JAX_TESTING="1")
+  code, error, seconds = kills.timed(words, LLM_JAX_FAULT=fault, LLM_JAX_TESTING="1")
+  if fault:  # For docs/reliability.md, with `pytest -s`.
+    last = checkpoint.latest_step(workdir / "checkpoints")
+    print(f"\n| `{fault}` | {code} | {seconds:.2f} | {last} |", end="")
+  return code, error
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,8 @@ class _Run:
     if saved:
       self.feed.set_state(processes.own(saved["feed"]))
       sums = {k: Mean(*(np.asarray(x, np.float32) for x in v)) for k, v in saved["sums"].items()}
-      self.sums, self.health = sums or None, Health(*saved["health"])
+      self.sums = sums or None
+      self.health = Health(*saved.get("health", ()))  # Older checkpoints have none.
 
   def advance(self, step_fn: Callable, state: TrainState, step: int) -> TrainState:
     self.watch.before(step, state)

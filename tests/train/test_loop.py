@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.train import checkpoint, feeds, loop, metrics
+from llm_jax.train import checkpoint, feeds, loop, metrics, retention
 from tests.train import toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +59,26 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, whole, tmp_pat
   assert_equal(toy_run.run(tmp_path / "parts", 17, kind=kind), whole[1])
   assert rows(tmp_path / "parts") == rows(whole[0])
   assert [row["step"] for row in rows(whole[0])] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_checkpoint_that_says_nothing_of_its_health_is_gone_on_from(known, tmp_path, monkeypatch):
+  save = checkpoint.Checkpoints.save
+
+  def older(self, step, state, extra, healthy):
+    return save(self, step, state, extra if known else without_health(extra), healthy)
+
+  def without_health(extra):
+    return {name: value for name, value in extra.items() if name != "health"}
+
+  options = {"eval_every": 5, "evaluate": lambda state: {"loss": 1.0}}
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", older)
+  toy_run.run(tmp_path, 5, **options)
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+  toy_run.run(tmp_path, 6, checkpoint_every=6)
+  healthy = retention.last_healthy(tmp_path / "checkpoints")
+  assert checkpoint.latest_step(tmp_path / "checkpoints") == 6
+  assert healthy == (6 if known else 5)  # What was not judged anew is as healthy as it was.
 
 
 @pytest.mark.long

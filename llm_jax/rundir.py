@@ -33,8 +33,10 @@ _SECRETS = (
   # name = value, where the name says that the value is a secret.
   (
     re.compile(
-      r"""(?ix) ( [\w-]* (?: api_?key | access_?key | secret | passwo?r?d | credential
-          | (?<![a-z]) token (?![a-z]) ) [\w-]* ["']? \s* [:=] \s* ["']? ) [^\s"',;]{8,} """
+      # Bounds: without them a line of a megabyte, as diffs have them, would take hours.
+      r"""(?ix) ( (?: api_?key | access_?key | secret | passwo?r?d | credential
+          | (?<![a-z]) token (?![a-z]) ) [\w-]{0,40} ["']? \s{0,9} [:=] \s{0,9} ["']? )
+          [^\s"',;]{8,} """
     ),
     r"\1[redacted]",
   ),

@@ -152,8 +152,8 @@ def start(
   path = pathlib.Path(workdir)
   resolved, usual = (redacted(dataclasses.asdict(x)) for x in (cfg, type(cfg)()))
   if (path / "config.json").exists():
-    _check_same(resolved, _read(path / "config.json"), path, usual)
-  launches = _read(path / "info.json") if (path / "info.json").exists() else []
+    _check_same(resolved, read_json(path / "config.json"), path, usual)
+  launches = read_json(path / "info.json") if (path / "info.json").exists() else []
   try:
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", resolved)
@@ -208,6 +208,20 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
   temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Returns what a record of a run holds.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{path} cannot be read as JSON ({error}): use another --workdir or delete it"
+    ) from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -274,15 +288,6 @@ def _check_same(
 
 def _show(flat: Mapping[str, Any], name: str) -> str:
   return json.dumps(flat[name]) if name in flat else "absent"
-
-
-def _read(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"{path} cannot be read as JSON ({error}): use another --workdir or delete it"
-    ) from error
 
 
 def _versions() -> dict[str, str]:

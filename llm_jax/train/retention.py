@@ -1,13 +1,14 @@
 """Which checkpoints of a directory stay."""
 
-import json
 import os
 import pathlib
+import re
 import shutil
 
 from llm_jax import rundir
 
 _HEALTHY, _GOING = "healthy.json", ".removed"
+_STEP = re.compile("0|[1-9][0-9]*")
 
 
 def apply(directory: pathlib.Path, step: int, healthy: bool, *, keep: int, every: int) -> None:
@@ -37,11 +38,22 @@ def steps(directory: str | os.PathLike) -> list[int]:
   """Returns the steps of the committed checkpoints of a directory, rising."""
   path = pathlib.Path(directory)
   # Orbax commits by renaming "<step>.orbax-checkpoint-tmp" to "<step>".
-  return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()) if path.is_dir() else []
+  inside = path.iterdir() if path.is_dir() else ()
+  return sorted(int(p.name) for p in inside if _STEP.fullmatch(p.name) and p.is_dir())
 
 
 def last_healthy(directory: str | os.PathLike) -> int | None:
-  """Returns the step of the last healthy checkpoint of a directory, or None if there is none."""
+  """Returns the step of the last healthy checkpoint of a directory, or None if there is none.
+
+  Raises:
+    UserError: if the record of it is damaged.
+  """
   record = pathlib.Path(directory) / _HEALTHY
-  step = json.loads(record.read_text())["step"] if record.exists() else None
+  step = rundir.read_json(record)["step"] if record.exists() else None
   return step if step in steps(directory) else None
+
+
+def forget(directory: pathlib.Path, after: int) -> None:
+  """Forgets that a checkpoint after this step was healthy: there may be another one of its step."""
+  if (last_healthy(directory) or 0) > after:
+    (directory / _HEALTHY).unlink()

@@ -4,7 +4,6 @@ PaLM went on from some hundred steps before a spike of the loss, without the bat
 (Chowdhery et al. 2022, arXiv:2204.02311, sec. 5.1).
 """
 
-import json
 import os
 import pathlib
 import re
@@ -55,6 +54,7 @@ def apply(workdir: str | os.PathLike, to: int | str, skip: range) -> None:
       return
   folder = path / "checkpoints"
   target = _target(folder, str(to))
+  retention.forget(folder, target)
   for step in retention.steps(folder):
     if step > target:
       aside = folder / f"{step}.rewound"
@@ -94,4 +94,6 @@ def skipped(workdir: str | os.PathLike) -> list[range]:
 
 def _read(path: pathlib.Path) -> list[dict]:
   record = path / _RECORD
-  return json.loads(record.read_text()) if record.exists() else []
+  entries = rundir.read_json(record) if record.exists() else []
+  # Before "healthy" could be asked for, what was asked was the step, and a number.
+  return [{"step": entry["to"]} | entry | {"to": str(entry["to"])} for entry in entries]

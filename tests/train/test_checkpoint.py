@@ -128,6 +128,24 @@ def test_what_was_half_removed_is_no_checkpoint_and_goes(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["2"]
 
 
+def test_stray_files_are_no_checkpoints_and_stay(tmp_path):
+  checkpoints, strays = Checkpoints(tmp_path, keep=1), {"7", "notes.txt", "²", "003", "1 (copy)"}
+  (tmp_path / "7").write_text("a file")
+  (tmp_path / "notes.txt").write_text("a file")
+  for name in ("²", "003", "1 (copy)"):
+    (tmp_path / name).mkdir()
+  for step in (1, 2):
+    checkpoints.save(step, {"x": np.full(3, step)})
+  assert checkpoints.latest_step() == 2
+  state, _ = checkpoints.restore({"x": np.zeros(3)})
+  checkpoints.close()
+  np.testing.assert_array_equal(state["x"], np.full(3, 2))
+  assert {p.name for p in tmp_path.iterdir()} == {*strays, "2"}
+  (tmp_path / "healthy.json").write_text("")
+  with pytest.raises(UserError, match="healthy.json cannot be read as JSON"):
+    retention.last_healthy(tmp_path)
+
+
 def test_a_sharded_checkpoint_is_restored_on_another_mesh(tmp_path):
   saved = new_state(0, config.Mesh(data=2, fsdp=2, tensor=2))
   checkpoints = Checkpoints(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.errors import UserError
 from llm_jax.stages.online import OnlineFeed
-from llm_jax.train import checkpoint, feeds, loop, metrics, rewind
+from llm_jax.train import checkpoint, feeds, loop, metrics, retention, rewind
 from tests.test_launch import launch
 from tests.train import toy_run
 from tests.train.test_loop import rows
@@ -79,6 +79,33 @@ def test_only_checkpoints_that_are_there_can_be_gone_back_to(tmp_path):
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10.rewound", "5"]
   assert json.loads((tmp_path / "rewound.json").read_text()) == [{"to": "5", "skip": [], "step": 5}]
   assert rewind.skipped(tmp_path) == []
+
+
+def test_a_record_of_before_healthy_could_be_asked_for_counts(tmp_path):
+  for step in (5, 10):
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  (tmp_path / "rewound.json").write_text('[{"to": 5, "skip": [7, 9]}]')
+  rewind.apply(tmp_path, "5", range(7, 9))
+  assert checkpoint.latest_step(tmp_path / "checkpoints") == 10  # It was done, and goes on.
+  rewind.apply(tmp_path, "5", range(7, 8))
+  assert checkpoint.latest_step(tmp_path / "checkpoints") == 5
+  assert rewind.skipped(tmp_path) == [range(7, 9), range(7, 8)]
+  (tmp_path / "rewound.json").write_text("")
+  with pytest.raises(UserError, match="rewound.json cannot be read as JSON"):
+    rewind.skipped(tmp_path)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_was_healthy_before_a_way_back_says_nothing_of_the_step_after_it(good, tmp_path):
+  folder = tmp_path / "checkpoints"
+  for step, healthy in ((5, True), (10, True)):
+    (folder / str(step)).mkdir(parents=True)
+    retention.apply(folder, step, healthy, keep=2, every=0)
+  rewind.apply(tmp_path, "5", range(7, 9))
+  assert retention.last_healthy(folder) is None
+  (folder / "10").mkdir()
+  retention.apply(folder, 10, good, keep=2, every=0)
+  assert retention.last_healthy(folder) == (10 if good else None)
 
 
 @pytest.mark.parametrize("text", ["7", "9:7", "0:3", "a:b", "3:3"])

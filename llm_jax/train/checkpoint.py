@@ -1,5 +1,7 @@
 """Checkpoints on disk: Orbax commits them in a thread, a manifest tells whether they are whole."""
 
+import contextlib
+import errno
 import logging as std_logging
 import os
 import pathlib
@@ -21,6 +23,11 @@ from llm_jax.train.faults import Faults
 from llm_jax.types import Params
 
 _LONGEST = 4 * 3600  # Seconds that a save may take.
+# Beside a full disk, in the system's words: what a user can do something about.
+_MENDED = tuple(
+  os.strerror(n)
+  for n in (errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+)
 # Of optax' ScheduleFreeState; its base_optimizer_state is not needed to evaluate.
 _AVERAGE = {"b1", "z", "weight_sum", "max_lr", "step_count"}
 
@@ -55,6 +62,7 @@ class Checkpoints:
     self._open: ocp.CheckpointManager | None = None
     self._writing: threading.Thread | None = None
     self._failed: UserError | Exception | None = None
+    self._broken = False  # Whether the manager has failed.
 
   def save(self, step: int, state: Any, extra: dict | None = None, healthy: bool = False) -> None:
     """Begins to write `state` (a pytree of arrays) and `extra` (JSON) under `step`.
@@ -67,7 +75,8 @@ class Checkpoints:
       healthy: whether it replaces the one that stays as the last healthy one.
 
     Raises:
-      UserError: if the disk is full, or would be: then nothing is written. Also of the save before.
+      UserError: if the disk is full, or would be: then nothing is written; if a quota is used up,
+        or the directory cannot be written. Also of the save before.
     """
     self.wait()
     state = jax.tree.map(_held, state)
@@ -90,7 +99,7 @@ class Checkpoints:
     """Returns when what was saved is committed and hashed.
 
     Raises:
-      UserError: if the disk is full.
+      UserError: if the disk is full, or cannot be written.
     """
     if self._writing is not None:
       self._writing.join()
@@ -121,13 +130,17 @@ class Checkpoints:
       raise self._full(step, f"{needed:,} bytes are needed and {free:,} are free")
 
   def _told(self, step: int, error: Exception) -> Exception:
-    return self._full(step, "no space left") if "No space left" in str(error) else error
+    self._broken, text = True, str(error)
+    if "No space left" in text:
+      return self._full(step, "no space left")
+    found = [reason for reason in _MENDED if reason in text]
+    return self._full(step, f"it is not possible ({found[0]})", "mend that") if found else error
 
-  def _full(self, step: int, why: str) -> UserError:
+  def _full(self, step: int, why: str, todo: str = "free some") -> UserError:
     before = latest_step(self.directory)
     goes_on = f"goes on from step {before}" if before is not None else "begins anew"
     return UserError(
-      f"{why} to save step {step} in {self.directory}; free some and start again: the run {goes_on}"
+      f"{why} to save step {step} in {self.directory}; {todo} and start again: the run {goes_on}"
     )
 
   def restore(self, like: Any) -> tuple[Any, dict] | None:
@@ -164,9 +177,12 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      if self._open is not None:
-        self._open.close()
-        self._open = None
+      manager, self._open = self._open, None
+      if manager is not None:
+        # What failed has been told, and Orbax would raise it once more.
+        with contextlib.suppress(Exception) if self._broken else contextlib.nullcontext():
+          manager.close()
+      self._broken = False
 
   def _read(self, step: int, like: Any) -> tuple[Any, dict]:
     state, extra = ocp.args.StandardRestore(like), ocp.args.JsonRestore()
@@ -272,10 +288,10 @@ def _held(x: Any) -> Any:
 
 
 class _Quiet(std_logging.Filter):
-  """Keeps Orbax's own log lines out of a run's log; errors are raised, too."""
+  """Keeps Orbax's own log out of a run's: what it logs as an error, stacks and all, it raises."""
 
   def filter(self, record: std_logging.LogRecord) -> bool:
-    return record.levelno >= std_logging.ERROR or "orbax" not in record.pathname
+    return "orbax/checkpoint/" not in record.pathname
 
 
 std_logging.getLogger("absl").addFilter(_Quiet())

@@ -1,7 +1,10 @@
 """Checkpoints: exact, kept in number, checked, readable on another mesh and without a state."""
 
 import logging
+import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -19,6 +22,7 @@ from llm_jax.train.faults import Faults
 from llm_jax.train.step import state_maker
 from tests.train import toys
 
+ROOT = pathlib.Path(__file__).parents[2]
 TX = optax.adam(1e-3)
 
 
@@ -107,6 +111,35 @@ def test_what_fails_beside_the_training_is_raised_at_the_next_step_in_one_line(t
       time.sleep(0.1)
   checkpoints.check()  # It is told once.
   checkpoints.close()
+
+
+_FULL = """
+import contextlib, resource, signal, sys
+import numpy as np
+from llm_jax.errors import UserError
+from llm_jax.train.checkpoint import Checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, {"x": np.zeros(3)})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, -1))
+try:
+  with contextlib.closing(checkpoints):
+    checkpoints.save(2, {"x": np.random.rand(1 << 18)})
+    checkpoints.wait()
+except UserError as error:
+  sys.exit(f"error: {error}")
+"""
+
+
+def test_what_the_system_refuses_to_write_is_told_in_one_line_and_no_stack(tmp_path):
+  command = [sys.executable, "-c", _FULL, str(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+  expected = "error: it is not possible (File too large) to save step 2 in "
+  assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1, done.stderr
+  assert "the run goes on from step 1" in done.stderr and done.returncode == 1
+  assert latest_step(tmp_path) == 1
 
 
 def test_the_last_healthy_checkpoint_stays_however_many_follow(tmp_path):

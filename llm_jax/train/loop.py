@@ -56,7 +56,8 @@ class Health(NamedTuple):
 
   Attributes:
     lowest: eval/loss so far.
-    good: whether all of its numbers were finite, and eval/loss at most a tenth above the lowest.
+    good: whether all of its numbers were finite, and eval/loss at most a tenth above the lowest, or
+      0.01 where that is near zero.
   """
 
   lowest: float = math.inf
@@ -68,7 +69,7 @@ class Health(NamedTuple):
     if loss is None or not finite:
       return Health(self.lowest, finite)
     lowest = min(self.lowest, loss)
-    return Health(lowest, loss <= lowest + _WORSE * abs(lowest))
+    return Health(lowest, loss <= lowest + _WORSE * max(abs(lowest), 0.1))
 
 
 _USUAL = Care()
@@ -129,6 +130,7 @@ def fit(
           if evaluate and eval_every and (step % eval_every == 0 or last):
             dog.disarm()
             run.evaluate(step, evaluate, state)
+            dog.arm()
           if step % checkpoint_every == 0 or last or stop:
             run.save(step, state, checkpoints, wait=bool(stop or last))
           if stop:

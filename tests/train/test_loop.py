@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.train import checkpoint, feeds, loop, metrics, retention
+from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, retention
 from tests.train import toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -166,6 +166,35 @@ def test_evaluation_schedule_and_throughput_are_logged(tmp_path):
   (row,) = [r for r in table if "loss" in r]
   assert row["lr"] == pytest.approx(0.3) and row["time/tokens_per_second"] > 0
   assert 0 <= row["time/data_share"] <= 1
+
+
+@pytest.mark.parametrize(
+  ("losses", "good"),
+  [
+    ([2.0, 2.19], True), ([2.0, 2.21], False), ([2.0, 1.0, 2.0], False), ([0.0, 0.009], True),
+    ([0.0, 0.011], False), ([-1.0, -0.91], True), ([-1.0, -0.89], False),
+    ([1.0, float("nan"), 1.0], True), ([1.0, float("inf")], False),
+  ],
+)  # fmt: skip
+def test_a_loss_is_good_near_the_lowest_whatever_its_sign(losses, good):
+  health = loop.Health()
+  for loss in losses:
+    health = health.after({"eval/loss": loss})
+  assert health.good == good
+  assert not health.after({"eval/loss": min(losses), "eval/x": float("nan")}).good
+
+
+def test_a_save_is_watched_and_an_evaluation_is_not(tmp_path, monkeypatch):
+  events = []
+  for owner, name in ((monitor.Watchdog, "arm"), (monitor.Watchdog, "disarm")):
+    monkeypatch.setattr(owner, name, lambda self, name=name: events.append(name))
+  save = checkpoint.Checkpoints.save
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, "save", lambda *args, **how: (events.append("save"), save(*args, **how))
+  )
+  options = {"eval_every": 2, "checkpoint_every": 2}
+  toy_run.run(tmp_path, 2, evaluate=lambda state: events.append("evaluate") or {}, **options)
+  assert events == ["arm", "arm", "disarm", "evaluate", "arm", "save", "disarm"]
 
 
 def test_a_feed_may_watch_and_report(tmp_path):

@@ -56,7 +56,7 @@ def run(
   tokens = cfg.prompt_length + cfg.sampling.max_new - 1
   if cfg.ptx_coef:
     documents = pathlib.Path(cfg.prepared) / "tokens" / "train"
-    packed = batches.pack_documents(documents, cfg.length, cfg.ptx_batch, cfg.seed)
+    packed = batches.pack_documents(documents, cfg.length, cfg.ptx_batch, cfg.seed, numbered=True)
     feed = Beside(feed, feeds.IteratorFeed(packed), "ptx")
     tokens += cfg.ptx_batch * cfg.length // cfg.batch
   roles = collect.roles

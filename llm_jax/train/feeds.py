@@ -27,7 +27,7 @@ class Feed(Protocol):
 
     With many processes it is the whole batch, the same in each, or this process' part of the rows
     (`place.share()`). What it says of itself in "documents" (int [B, ...], numbers from 1, 0 where
-    there is none) and "sources" (B names) is for `named`, not for the step.
+    there is none) and "sources" (B names), at any depth, is for `named`, not for the step.
     """
     ...
 
@@ -57,16 +57,29 @@ class Feed(Protocol):
 
 
 def named(batch: Batch) -> tuple[Batch, dict[str, Any]]:
-  """Returns the batch that a step takes, and what it is made of."""
-  own = {name: x for name, x in batch.items() if name not in _NAMES}
-  return own, {name: x for name, x in batch.items() if name in _NAMES}
+  """Returns the batch that a step takes, and what it is made of; of batches in it, too."""
+  own, names = {}, {}
+  for name, x in batch.items():
+    if name in _NAMES:
+      names[name] = x
+    elif isinstance(x, dict):
+      own[name], inside = named(x)
+      names |= {name: inside} if inside else {}
+    else:
+      own[name] = x
+  return own, names
 
 
-def describe(step: int, names: dict[str, Any]) -> dict[str, Any]:
-  """Returns what the batch of a step was made of, row by row; JSON-able."""
-  numbers = [np.unique(np.asarray(row)) for row in names.get("documents", [])]
-  found: dict[str, Any] = {"step": step, "documents": [x[x > 0].tolist() for x in numbers]}
-  return found | ({"sources": list(names["sources"])} if "sources" in names else {})
+def describe(names: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a batch was made of, row by row; JSON-able."""
+  found: dict[str, Any] = {}
+  for name, x in names.items():
+    if name == "documents":
+      numbers = [np.unique(np.asarray(row)) for row in x]
+      found[name] = [row[row > 0].tolist() for row in numbers]
+    else:
+      found[name] = describe(x) if isinstance(x, dict) else list(map(str, x))
+  return found
 
 
 class IteratorFeed:

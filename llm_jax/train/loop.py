@@ -233,8 +233,10 @@ class _Run:
       what = f"loss={values['loss']}, grad_norm={values['grad_norm']}, one more update in a row "
       what += "than may be skipped (config.optimizer.skip_limit, skip_sigma)"
     record = self.workdir / "diverged.json"
-    batches = [feeds.describe(n, names) for n, names in self.recent if n <= step]
-    rundir.write_json(record, {"step": step, "metrics": values, "batches": batches})
+    batches = [{"step": n} | feeds.describe(names) for n, names in self.recent if n <= step]
+    batches = processes.joint(batches)  # Each may have read its own part of the rows.
+    if processes.primary():
+      rundir.write_json(record, {"step": step, "metrics": values, "batches": batches})
     raise TrainingDiverged(
       f"{self.name} diverged at step {step}: {what}; no such state was saved. Lower "
       f"config.optimizer.lr, lengthen its warmup or look at the data ({record} names the documents "

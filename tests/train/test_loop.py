@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, retention
+from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, processes, retention
 from tests.train import toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,6 +148,30 @@ def test_divergence_stops_before_anything_is_saved(tmp_path):
   params = checkpoint.load_params(tmp_path)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
   assert issubclass(loop.TrainingDiverged, UserError)
+
+
+def test_of_many_processes_the_first_names_the_documents_of_all(tmp_path, monkeypatch):
+  # Two processes with halves of the rows; what one gathers is what both would.
+  monkeypatch.setattr(processes, "agree", lambda value: value)
+  monkeypatch.setattr(processes, "joint", lambda value: {"all": [value, "the other's"]})
+  for number, primary in enumerate((False, True)):
+    monkeypatch.setattr(processes, "primary", lambda primary=primary: primary)
+    with pytest.raises(loop.TrainingDiverged):
+      feed = feeds.IteratorFeed(toy_run.batches(poison=2))
+      toy_run.run(tmp_path / str(number), 4, feed=feed, checkpoint_every=9)
+  assert not (tmp_path / "0" / "diverged.json").exists()
+  record = json.loads((tmp_path / "1" / "diverged.json").read_text())
+  assert record["batches"] == {"all": [[{"step": 1}, {"step": 2}], "the other's"]}
+
+
+def test_names_leave_a_batch_at_any_depth():
+  inner = {"tokens": np.ones(2), "documents": np.array([[3, 3], [4, 0]]), "sources": ["a", "b"]}
+  batch = {"tokens": np.ones(2), "documents": np.array([7, 9]), "ptx": inner, "pair": {"x": 1}}
+  own, names = feeds.named(batch)
+  assert set(own) == {"tokens", "ptx", "pair"} and set(own["ptx"]) == {"tokens"}
+  assert own["pair"] == {"x": 1} and set(inner) == {"tokens", "documents", "sources"}
+  expected = {"documents": [[7], [9]], "ptx": {"documents": [[3], [4]], "sources": ["a", "b"]}}
+  assert json.loads(json.dumps(feeds.describe(names))) == expected
 
 
 def test_evaluation_schedule_and_throughput_are_logged(tmp_path):

@@ -13,6 +13,7 @@ by --growth at most; so may that of the other one's later lives over its earlier
 
 import argparse
 import contextlib
+import math
 import pathlib
 import random
 import signal
@@ -62,12 +63,22 @@ class Life:
       self.memory.append((time.monotonic() - self.began, size / _MIB))
 
   def end(self, number: signal.Signals) -> int:
-    """Sends a signal and waits; returns the exit code."""
+    """Sends a signal and waits; returns the exit code.
+
+    Raises:
+      UserError: if it does not end.
+    """
     self.process.send_signal(number)
     try:
       return self.process.wait(_GRACE)
-    finally:
-      self._log.close()
+    except subprocess.TimeoutExpired:
+      raise UserError(f"{self._log.name}: a run did not leave within {_GRACE} seconds") from None
+
+  def close(self) -> None:
+    """Kills it, unless it has ended."""
+    self.process.kill()
+    self.process.wait()
+    self._log.close()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,33 +108,60 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
   """Runs both; returns the figures, "problems" among them.
 
   Raises:
-    UserError: if a run ends by itself.
+    UserError: if a flag is out of bounds, or a run ends by itself or does not end when told to.
   """
   folder = options.workdir
+  for name in ("minutes", "kill_every"):
+    if not 0 < getattr(options, name) < math.inf:
+      raise UserError(f"--{name}={getattr(options, name):g} must be above 0")
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"--workdir={folder} is not empty: name a new directory")
   folder.mkdir(parents=True, exist_ok=True)
   experiment, *flags = options.words
   words = {n: [f"experiments.{experiment}", f"--workdir={folder / n}", *flags] for n in NAMES}
-  logs = {name: folder / f"{name}.log" for name in NAMES}
-  rng, lives = random.Random(options.seed), {n: [Life(words[n], logs[n])] for n in NAMES}
+  lives: dict[str, list[Life]] = {name: [] for name in NAMES}
+  try:
+    _live(folder, words, lives, options)
+    codes = {name: lives[name][-1].end(signal.SIGTERM) for name in NAMES}
+  finally:  # Nobody else would: they are in sessions of their own.
+    for life in (life for name in NAMES for life in lives[name]):
+      life.close()
+  found = compare(folder) | memory(lives)
+  found |= {"minutes": options.minutes, "kills": len(lives[KILLED]) - 1, "codes": codes}
+  return found | {"problems": problems(found, options.growth)}
+
+
+def _live(
+  folder: pathlib.Path,
+  words: dict[str, list[str]],
+  lives: dict[str, list[Life]],
+  options: argparse.Namespace,
+) -> None:
+  """Starts both runs, and kills one again and again; adds to `lives`.
+
+  Raises:
+    UserError: if a run ends by itself.
+  """
+
+  def begin(name: str) -> None:
+    lives[name].append(Life(words[name], folder / f"{name}.log"))
+
+  for name in NAMES:
+    begin(name)
+  rng = random.Random(options.seed)
   end = time.monotonic() + 60 * options.minutes
   strike = time.monotonic() + rng.expovariate(1 / options.kill_every)
   while time.monotonic() < end:
     time.sleep(min(1.0, max(0.0, strike - time.monotonic())))
     if time.monotonic() >= strike:
-      lives[KILLED][-1].end(signal.SIGKILL)
-      lives[KILLED].append(Life(words[KILLED], logs[KILLED]))
+      lives[KILLED][-1].close()
+      begin(KILLED)
       strike = time.monotonic() + rng.expovariate(1 / options.kill_every)
     for name in NAMES:
       life = lives[name][-1]
       life.sample()
       if life.process.poll() is not None:
-        raise UserError(f"the run of {folder / name} ended by itself: see {logs[name]}")
-  codes = {name: lives[name][-1].end(signal.SIGTERM) for name in NAMES}
-  found = compare(folder) | memory(lives)
-  found |= {"minutes": options.minutes, "kills": len(lives[KILLED]) - 1, "codes": codes}
-  return found | {"problems": problems(found, options.growth)}
+        raise UserError(f"the run of {folder / name} ended by itself: see {folder / name}.log")
 
 
 def compare(folder: pathlib.Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from llm_jax.data import posttraining, questions
 from llm_jax.data.formats import Conversation
 from llm_jax.data.intake import Intake
 from llm_jax.data.posttraining import Data, Encoded
+from llm_jax.errors import UserError
 from llm_jax.stages import runs
 from llm_jax.train import processes
 
@@ -32,12 +33,20 @@ def intake(cfg: Reads, workdir: str | os.PathLike[str]) -> Iterator[Intake]:
     workdir: of the run.
 
   Raises:
-    UserError: if more rows cannot be read than `cfg.max_lost` allows.
+    UserError: if more rows cannot be read than `cfg.max_lost` allows, or the directory cannot be
+      written; what the block raises, with a line on the rows that cannot be read.
   """
   taken = Intake(workdir, cfg.max_lost)
-  yield taken
-  if processes.primary():
-    taken.write()
+  try:
+    yield taken
+  except UserError as error:  # Nothing may be left because of the rows that cannot be read.
+    line = taken.told()
+    if not line:
+      raise
+    if processes.primary():
+      taken.write_lost()
+    raise UserError(f"{error}; {line}") from error
+  processes.first(taken.write)
   taken.check()
   if line := taken.told():
     processes.say(line)

@@ -99,6 +99,19 @@ def test_a_budget_is_a_count_or_a_share(mixed, tmp_path, most, enough):
   assert f"all are in {tmp_path / 'quarantine.jsonl'}: correct" in said
 
 
+def test_a_share_is_not_rounded_down(tmp_path):
+  for lost in range(1, 100):
+    intake = Intake(tmp_path, lost / 100)
+    for n in range(lost):
+      intake.lose(Lost("a", f"line {n}", "why"))
+    intake.count(100, "a")
+    intake.check()
+    intake.lose(Lost("a", "line 200", "why"))
+    if lost < 99:
+      with pytest.raises(UserError, match=f"{lost + 1} of 100 rows cannot be read"):
+        intake.check()
+
+
 def test_reading_again_writes_the_same_and_doubles_nothing(mixed, tmp_path):
   seen = []
   for times in (1, 1, 2):

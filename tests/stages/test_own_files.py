@@ -131,6 +131,23 @@ def test_bad_rows_within_the_budget_change_nothing_but_what_is_told(
   assert (entry["rows"], entry["kept"], entry["lost"]) == (48, 40, {"not JSON": 8})
 
 
+def test_where_no_row_is_left_the_line_says_where_they_are(tmp_path):
+  path = tmp_path / "bad.jsonl"
+  path.write_text("{\n[]\n")
+  cfg = config.Sft(data=(str(path),), max_lost=9)
+  with pytest.raises(UserError) as error, own.intake(cfg, tmp_path / "run") as taken:
+    prompts.load(cfg.data, "", intake=taken)
+  said = str(error.value)
+  assert said.startswith(f"{path} holds no rows that can be read") and "\n" not in said
+  assert "; 2 rows cannot be read (a JSON list where an object must be 1, not JSON 1); " in said
+  assert said.endswith(f"they are in {tmp_path / 'run' / 'quarantine.jsonl'}")
+  assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == 2
+  path.write_text("")
+  with pytest.raises(UserError) as error, own.intake(cfg, tmp_path / "other") as taken:
+    prompts.load(cfg.data, "", intake=taken)
+  assert "quarantine" not in str(error.value) and not (tmp_path / "other").exists()
+
+
 def test_one_row_over_the_budget_stops_every_stage_that_reads_files(prepared, start, tmp_path):
   bad, _ = spoilt(tmp_path / "rows.jsonl", "rows")
   says = r"8 of 48 rows cannot be read \(not JSON 8\), which is more than config.max_lost=7; "

@@ -8,7 +8,8 @@ SIGKILL every --kill_every seconds on average, and is started again; the other i
 end both are told to stop. Their metrics must be the same to the bit as far as both came (wall times
 and memory apart), and so must their parameters at the newest step that both kept a checkpoint of
 (config.keep_every). The memory of the run that is left alone, from a sixth of the time on, may grow
-by --growth at most; so may that of the other one's later lives over its earlier ones.
+by --growth at most, last fifth over first, in the peaks of minutes; so may that of the other one's
+lives of a minute and more.
 """
 
 import argparse
@@ -36,7 +37,8 @@ KILLED, WHOLE = NAMES = ("killed", "whole")
 _GRACE = 120  # Seconds in which a run has to save and leave.
 _LEFT = {128 + signal.SIGTERM, -signal.SIGTERM}  # The latter before its first step.
 _WARM = 20  # Seconds of a life in which it loads and compiles.
-_MIB = 1024
+_MOST_OF_A_MINUTE = 40  # Samples, one a second.
+_MIB = 1024  # In the units of /proc.
 
 
 class Life:
@@ -182,17 +184,24 @@ def compare(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def memory(lives: dict[str, list[Life]]) -> dict[str, Any]:
-  """Returns by which part memory grew: of the run left alone, and over the lives of the other."""
+  """Returns by which part memory grew: of the run left alone, and over the lives of the other.
+
+  Memory goes up and down with what an iteration does: what counts are the peaks of minutes.
+  """
   (alone,) = lives[WHOLE]
   seconds = alone.memory[-1][0]
-  settled = [size for when, size in alone.memory if when > seconds / 6]
+  minutes: dict[int, float] = {}
+  for when, size in alone.memory:
+    if when > seconds / 6:
+      minutes[int(when // 60)] = max(size, minutes.get(int(when // 60), 0.0))
+  settled = [*minutes.values()]
   parts = [[size for when, size in life.memory if when > _WARM] for life in lives[KILLED]]
-  ends = [statistics.median(part) for part in parts if len(part) >= 10]
+  peaks = [max(part) for part in parts if len(part) >= _MOST_OF_A_MINUTE]
   return {
-    "memory_MiB": [round(part) for part in _ends(settled)],
+    "peaks_MiB": [round(part) for part in _ends(settled)],
     "growth": _growth(settled),
-    "lives_with_memory": len(ends),
-    "growth_over_lives": _growth(ends),
+    "lives_with_memory": len(peaks),
+    "growth_over_lives": _growth(peaks),
   }
 
 

@@ -1,6 +1,7 @@
 """The soak: its flags are checked, what differs is a problem, and it leaves no run behind."""
 
 import time
+from typing import NamedTuple
 
 import pytest
 
@@ -48,3 +49,24 @@ def test_what_should_not_be_is_named():
   }  # fmt: skip
   for name, value in bad.items():
     assert len(soak.problems(good | {name: value}, 0.03)) == 1, name
+
+
+class Sampled(NamedTuple):
+  """What is known of a process's memory."""
+
+  memory: list[tuple[float, float]]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_memory_that_goes_up_and_down_is_judged_by_its_peaks(rate):
+  def life(begin, seconds):
+    times = range(seconds)
+    return Sampled(
+      [(t, (2000 if t % 10 else 900 + t % 7) * (1 + rate * (begin + t) / 3600)) for t in times]
+    )
+
+  lives = {soak.WHOLE: [life(0, 3600)], soak.KILLED: [life(90 * n, 90) for n in range(40)]}
+  found = soak.memory(lives)
+  assert found["growth"] == pytest.approx(0.67 * rate, abs=0.02)
+  assert found["growth_over_lives"] == pytest.approx(0.8 * rate, abs=0.02)
+  assert found["lives_with_memory"] == 40

@@ -30,13 +30,13 @@ RECORDS = ("config.json", "overrides.json", "info.json")
 DATA, QUARANTINE = "data.json", "quarantine.jsonl"
 
 _SECRETS = (
-  # name = value, where the name says that the value is a secret.
+  # name = value, where the name says that the value is a secret; "token:name" is of a module.
   (
     re.compile(
       # Bounds: without them a line of a megabyte, as diffs have them, would take hours.
       r"""(?ix) ( (?: api_?key | access_?key | secret | passwo?r?d | credential
-          | (?<![a-z]) token (?![a-z]) ) [\w-]{0,40} ["']? \s{0,9} [:=] \s{0,9} ["']? )
-          [^\s"',;]{8,} """
+          | (?<![a-z]) token (?![a-z]) (?! :[a-z_]+ (?: \W | $ ) ) )
+          [\w-]{0,40} ["']? \s{0,9} [:=] \s{0,9} ["']? ) [^\s"',;]{8,} """
     ),
     r"\1[redacted]",
   ),

@@ -159,7 +159,7 @@ SECRET = "abcdefghij0123456789"
   [
     f"WANDB_API_KEY={SECRET}", f'api_key: "{SECRET}"', f"--password={SECRET}", f"HF_TOKEN={SECRET}",
     f"+secret = '{SECRET}'", f"x = 'hf_{SECRET}'", f"https://me:{SECRET}@example.org/",
-    f"aws_access_key_id = {SECRET}",
+    f"aws_access_key_id = {SECRET}", f"token:{SECRET}", f'{{"token":"{SECRET}"}}',
   ],
 )  # fmt: skip
 def test_secrets_are_redacted(text):
@@ -172,6 +172,7 @@ def test_secrets_are_redacted(text):
   [
     "tokens = 123456789", "tokenizer: Tokenizer", "key = jax.random.key(0)", "max_tokens=100000000",
     "keys=sorted(names)", "https://example.org/a:b",
+    "--config.loss=my.losses.token:smoothed(alpha=0.1)", '"loss": "token:cross_entropy"',
   ],
 )  # fmt: skip
 def test_other_text_is_left_alone(text):

@@ -120,7 +120,7 @@ class Tokenizer(abc.ABC):
       return found
     why = f"this tokenizer has no {name}"
     if name not in SPECIAL and any(self.token(i) == name for i in range(self.vocab_size)):
-      why = f"{name} is ordinary text to this tokenizer: adopt its source with this template"
+      why = f"to this tokenizer {name} is ordinary text: adopt its source with this template"
     raise UserError(f'the chat template "{template}" needs a control token: {why}')
 
   def encode(self, text: str) -> list[int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llm_jax import rundir
 from llm_jax.errors import UserError
-from llm_jax.train import feeds, monitor, processes, profile, rewind
+from llm_jax.train import feeds, monitor, processes, profile, retention, rewind
 from llm_jax.train import metrics as metrics_lib
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.faults import Faults
@@ -151,7 +151,7 @@ class _Run:
     self.faults = Faults()
     self.flag: jax.Array | None = None  # The highest signal of all processes, on its way.
     self.recent: collections.deque = collections.deque(maxlen=_RECENT)  # Steps, with their names.
-    self.health = Health()
+    self.health, self.judged = Health(), 0  # And the step of the last evaluation.
 
   def resume(self, state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, int, dict]:
     if checkpoints.latest_step() is None:
@@ -271,7 +271,7 @@ class _Run:
     began = time.monotonic()
     with profile.mark("evaluate"):
       values = {f"eval/{k}": float(v) for k, v in evaluate(state).items()}
-    self.health = self.health.after(values)
+    self.health, self.judged = self.health.after(values), step
     self.writer.write(step, values | {"time/eval": time.monotonic() - began})
     self.clock += time.monotonic() - began  # Not the steps' time.
 
@@ -284,6 +284,14 @@ class _Run:
       return received
     before, self.flag = self.flag, processes.highest(received)
     return 0 if before is None else int(before)
+
+  def healthy(self, step: int, checkpoints: Checkpoints) -> bool:
+    """Whether a checkpoint replaces the last healthy one: what an evaluation has not seen may not.
+
+    The loss may rise before the next evaluation, and a signal save in between.
+    """
+    last = retention.last_healthy(checkpoints.directory)
+    return self.health.good and (self.judged == step or last is None)
 
   def leave(self, number: int, step: int, steps: int) -> None:
     self.progress.close()
@@ -299,7 +307,7 @@ class _Run:
     extra = {"feed": processes.joint(self.feed.get_state()), "sums": sums, "health": self.health}
     with profile.mark("save"):
       state = _changing(self.place.unreplicate(state))
-      checkpoints.save(step, state, extra, healthy=self.health.good)
+      checkpoints.save(step, state, extra, healthy=self.healthy(step, checkpoints))
       if wait:
         checkpoints.wait()
     self.clock += time.monotonic() - began

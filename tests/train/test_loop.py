@@ -61,24 +61,34 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, whole, tmp_pat
   assert [row["step"] for row in rows(whole[0])] == [4, 8, 12, 16]
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_checkpoint_that_says_nothing_of_its_health_is_gone_on_from(known, tmp_path, monkeypatch):
+def test_a_checkpoint_that_says_nothing_of_its_health_is_gone_on_from(tmp_path, monkeypatch):
   save = checkpoint.Checkpoints.save
 
   def older(self, step, state, extra, healthy):
-    return save(self, step, state, extra if known else without_health(extra), healthy)
+    return save(self, step, state, {k: v for k, v in extra.items() if k != "health"})
 
-  def without_health(extra):
-    return {name: value for name, value in extra.items() if name != "health"}
-
-  options = {"eval_every": 5, "evaluate": lambda state: {"loss": 1.0}}
   monkeypatch.setattr(checkpoint.Checkpoints, "save", older)
-  toy_run.run(tmp_path, 5, **options)
+  toy_run.run(tmp_path, 5)
   monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
-  toy_run.run(tmp_path, 6, checkpoint_every=6)
-  healthy = retention.last_healthy(tmp_path / "checkpoints")
-  assert checkpoint.latest_step(tmp_path / "checkpoints") == 6
-  assert healthy == (6 if known else 5)  # What was not judged anew is as healthy as it was.
+  toy_run.run(tmp_path, 6, eval_every=6, evaluate=lambda state: {"loss": 1.0})
+  assert retention.last_healthy(tmp_path / "checkpoints") == 6
+
+
+def test_what_no_evaluation_has_seen_replaces_no_healthy_checkpoint(tmp_path):
+  folder, options = tmp_path / "checkpoints", {"evaluate": lambda state: {"loss": 1.0}}
+  toy_run.run(tmp_path, 6, eval_every=4, checkpoint_every=4, **options)
+  assert retention.last_healthy(folder) == 6  # At the end there is an evaluation.
+  toy_run.run(tmp_path, 9, checkpoint_every=3)
+  assert retention.steps(folder) == [6, 9] and retention.last_healthy(folder) == 6
+  toy_run.run(tmp_path, 15, eval_every=12, checkpoint_every=3, care=loop.Care(keep=1))
+  assert retention.steps(folder) == [6, 15]  # It was not asked to evaluate: nothing was good.
+  toy_run.run(tmp_path, 20, eval_every=2, checkpoint_every=3, care=loop.Care(keep=1), **options)
+  assert retention.steps(folder) == [20]
+  retention.forget(folder, 0)
+  toy_run.run(tmp_path, 21)
+  assert (
+    retention.last_healthy(folder) == 21
+  )  # Better one whose last evaluation was good than none.
 
 
 @pytest.mark.long

@@ -69,10 +69,14 @@ def aside(value: Any) -> list[Any]:
   # Nothing public gives the client of the coordinator, which Orbax' barriers use too.
   from jax._src import distributed
 
-  client, name = distributed.global_state.client, f"llm_jax/aside/{next(_asides)}"
-  client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
+  client, number = distributed.global_state.client, next(_asides)
+  name, mine = f"llm_jax/aside/{number}", jax.process_index()
+  client.key_value_set(f"{name}/{mine}", json.dumps(value))
   keys = (f"{name}/{process}" for process in range(jax.process_count()))
-  return [json.loads(client.blocking_key_value_get(key, _LONGEST)) for key in keys]
+  values = [json.loads(client.blocking_key_value_get(key, _LONGEST)) for key in keys]
+  if number:  # All have come here, so all have read what was there before.
+    client.key_value_delete(f"llm_jax/aside/{number - 1}/{mine}")
+  return values
 
 
 def agree(value: Any) -> Any:

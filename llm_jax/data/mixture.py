@@ -270,7 +270,7 @@ class ScheduledStream(Iterator[dict[str, np.ndarray]]):
     rows = [next(self._streams[name]) for name in names]
     self._step += 1
     batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    return batch | ({"sources": names} if "documents" in batch else {})
+    return batch | ({"sources": np.array(names)} if "documents" in batch else {})
 
   def get_state(self) -> dict[str, Any]:
     """Returns where the stream is; JSON-able."""

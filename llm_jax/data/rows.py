@@ -187,7 +187,7 @@ class RowStream(Iterator[dict[str, np.ndarray]]):
     rows = [self._sources[k][int(r)] for k, r in zip(kinds_B, rows_B, strict=True)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if self._numbered:
-      batch |= {"documents": rows_B + 1, "sources": [self._schedule.names[k] for k in kinds_B]}
+      batch |= {"documents": rows_B + 1, "sources": np.array(self._schedule.names)[kinds_B]}
     return batch
 
   def __next__(self) -> dict[str, np.ndarray]:

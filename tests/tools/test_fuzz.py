@@ -91,12 +91,14 @@ def encode_wrongly(patch, wrong):
 def test_an_encoder_that_lets_text_become_a_token_is_found_out_in_rows(
   world, monkeypatch, wrong, message
 ):
+  world("rows")  # Before anything is wrong.
   encode_wrongly(monkeypatch, wrong)
   assert any(message in problem for problem in problems(ran(world, "rows", 200)))
 
 
 @pytest.mark.long
 def test_a_wrong_way_from_messages_to_tokens_is_found_out(world, monkeypatch):
+  world("messages")  # Before anything is wrong.
   with monkeypatch.context() as patch:
     encode_wrongly(patch, forged)
     assert any("control tokens" in problem for problem in problems(ran(world, "messages", 100)))
@@ -108,6 +110,8 @@ def test_a_wrong_way_from_messages_to_tokens_is_found_out(world, monkeypatch):
 
 @pytest.mark.long
 def test_a_wrong_reader_of_weights_is_found_out(world, monkeypatch):
+  world("weights")  # Before anything is wrong.
+
   def raises(*given):
     raise KeyError("x")
 
@@ -134,6 +138,8 @@ def test_a_wrong_reader_of_weights_is_found_out(world, monkeypatch):
 
 @pytest.mark.long
 def test_a_server_that_fails_is_found_out(world, monkeypatch):
+  world("requests")  # Before anything is wrong.
+
   def raises(*given):
     raise TypeError("x")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from llm_jax import config, spec
 from llm_jax.data import batches
 from llm_jax.losses import objectives
-from llm_jax.stages import pairs, reference, runs, training, unpaired
+from llm_jax.stages import own, pairs, reference, runs, training, unpaired
 from llm_jax.train import feeds, parallel, processes
 from llm_jax.types import LossFn, Params, TrainState
 
@@ -31,15 +31,16 @@ def run(cfg: config.Dpo, workdir: str, *, loss: Callable | None = None) -> Train
     frozen = runs.load(cfg.reference, "reference", vocab_size=tokenizer.vocab_size)
   if cfg.labels:
     return unpaired.run(cfg, workdir, pair_loss, start, frozen, tokenizer)
-  train, held_out = pairs.splits(cfg, workdir, tokenizer)
-  encoded = {"train": pairs.numbered(train, cfg.soft_labels)}
-  if held_out:
-    encoded["validation"] = pairs.numbered(held_out, cfg.soft_labels)
   apply = training.decoder_apply(start.model)
-  with training.fitting(cfg):
-    objective = objectives.logratio_pairs(apply, pair_loss, average=cfg.average)
-  blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
-  training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
+  with own.intake(cfg, workdir) as taken:
+    train, held_out = pairs.splits(cfg, taken, tokenizer)
+    encoded = {"train": pairs.numbered(train, cfg.soft_labels)}
+    if held_out:
+      encoded["validation"] = pairs.numbered(held_out, cfg.soft_labels)
+    with training.fitting(cfg):
+      objective = objectives.logratio_pairs(apply, pair_loss, average=cfg.average)
+    blank = [row | {"ref_chosen": 0.0, "ref_rejected": 0.0} for row in encoded["train"][:1]]
+    training.check_fit(cfg, objective, start.params, pairs.collate(blank, cfg.length))
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
   # A reference that follows is read in the step: of the training rows nothing can be kept.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from llm_jax import config
 from llm_jax.data import batches, chat, posttraining, preferences
+from llm_jax.data.intake import Intake
 from llm_jax.data.posttraining import Compared, Tokens
 from llm_jax.data.preferences import Answer, Pair
 from llm_jax.data.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ _ENDS = (".jsonl", ".json", ".gz", ".parquet")
 
 def splits(
   cfg: config.Reward | config.Dpo,
-  workdir: str | os.PathLike[str],
+  taken: Intake,
   tokenizer: Tokenizer,
   every_kind: bool = False,
 ) -> tuple[list[Compared], list[Compared]]:
@@ -36,7 +36,7 @@ def splits(
 
   Args:
     cfg: of the stage.
-    workdir: of the run; the rows of files that cannot be read are put on record there.
+    taken: takes in the files, and the rows that cannot be read.
     tokenizer: of the model.
     every_kind: whether those held out are of every kind.
 
@@ -57,21 +57,20 @@ def splits(
       ]
       for part in both
     )
-  with own.intake(cfg, workdir) as taken:
-    data = posttraining.load(
-      "preferences",
-      [str(found["train"])] if one else entries,
-      functools.partial(posttraining.preference, tokenizer, length=cfg.length),
-      validation=cfg.validation,
-      held_out=[str(found["validation"])] if one and found["validation"] else (),
-      seed=cfg.seed,
-      field="config.preferences",
-      intake=taken,
-    )
-    own.report(data)
-    train = _of_kinds(data.train, cfg.kinds, cfg.preferences)
-    wanted = "" if every_kind or not data.validation else cfg.kinds
-    held_out = _of_kinds(data.validation, wanted, f"what is held out of {cfg.preferences}")
+  data = posttraining.load(
+    "preferences",
+    [str(found["train"])] if one else entries,
+    functools.partial(posttraining.preference, tokenizer, length=cfg.length),
+    validation=cfg.validation,
+    held_out=[str(found["validation"])] if one and found["validation"] else (),
+    seed=cfg.seed,
+    field="config.preferences",
+    intake=taken,
+  )
+  own.report(data)
+  train = _of_kinds(data.train, cfg.kinds, cfg.preferences)
+  wanted = "" if every_kind or not data.validation else cfg.kinds
+  held_out = _of_kinds(data.validation, wanted, f"what is held out of {cfg.preferences}")
   return train, held_out
 
 

@@ -13,7 +13,7 @@ from llm_jax.data.posttraining import Compared
 from llm_jax.data.preferences import KINDS, Pair
 from llm_jax.losses import objectives
 from llm_jax.models import heads
-from llm_jax.stages import answers, pairs, runs, scores, training
+from llm_jax.stages import answers, own, pairs, runs, scores, training
 from llm_jax.train import feeds, parallel, processes
 from llm_jax.types import Batch, Params, TrainState
 
@@ -24,23 +24,24 @@ def run(cfg: config.Reward, workdir: str, *, loss: Callable | None = None) -> Tr
   pair_loss = spec.resolve(loss or cfg.loss, "llm_jax.losses.preference")
   tokenizer = runs.tokenizer(cfg.prepared)
   start = runs.load(cfg.init, "init", vocab_size=tokenizer.vocab_size)
-  train, held_out = pairs.splits(cfg, workdir, tokenizer, every_kind=True)
-  if cfg.shuffle_labels:
-    train = pairs.flip(train, cfg.seed)
   scorer = heads.Scorer.from_config(start.shape)
   place = parallel.make(cfg.mesh)
   score = scores.reward_model(scorer)
+  with own.intake(cfg, workdir) as taken:
+    train, held_out = pairs.splits(cfg, taken, tokenizer, every_kind=True)
+    if cfg.shuffle_labels:
+      train = pairs.flip(train, cfg.seed)
+    with training.fitting(cfg):
+      objective = objectives.score_pairs(scores.scorer_apply(scorer), pair_loss, center=cfg.center)
+    rows = pairs.numbered(train, cfg.soft_labels, cfg.margin)
+    shapes = jax.eval_shape(training.initializer(scorer), jax.random.key(0))
+    training.check_fit(cfg, objective, nn.unbox(shapes), pairs.collate(rows[:1], cfg.length))
   apart = [pair.row for pair in held_out]
 
   def evaluate(params: Params) -> dict[str, float]:
     chosen_N, rejected_N = _scores(score, place.unreplicate(params), apart, cfg.length)
     return measures(held_out, chosen_N - rejected_N)
 
-  with training.fitting(cfg):
-    objective = objectives.score_pairs(scores.scorer_apply(scorer), pair_loss, center=cfg.center)
-  rows = pairs.numbered(train, cfg.soft_labels, cfg.margin)
-  shapes = jax.eval_shape(training.initializer(scorer), jax.random.key(0))
-  training.check_fit(cfg, objective, nn.unbox(shapes), pairs.collate(rows[:1], cfg.length))
   feed = feeds.IteratorFeed(_batches(cfg, train, rows))
   runs.save_shape(workdir, start.shape)
   return training.train(

@@ -16,6 +16,7 @@ import numpy as np
 
 from llm_jax import config
 from llm_jax.data import batches, posttraining
+from llm_jax.data.intake import Intake
 from llm_jax.data.posttraining import Tokens
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.errors import UserError
@@ -46,12 +47,14 @@ def run(
     frozen: the reference.
     tokenizer: of both.
   """
-  encoded = _encoded(cfg, workdir, tokenizer)
   apply, place = training.decoder_apply(start.model), parallel.make(cfg.mesh)
-  with training.fitting(cfg):
-    objective = objectives.logratio_labels(apply, loss, average=cfg.average)
-  blank = collate([row | _refs(0.0, 0.0) for row in encoded["train"][:1]], cfg.length)
-  training.check_fit(cfg, objective, start.params, blank | {"baseline": np.zeros(1, np.float32)})
+  with own.intake(cfg, workdir) as taken:
+    encoded = _encoded(cfg, taken, tokenizer)
+    with training.fitting(cfg):
+      objective = objectives.logratio_labels(apply, loss, average=cfg.average)
+    blank = collate([row | _refs(0.0, 0.0) for row in encoded["train"][:1]], cfg.length)
+    blank |= {"baseline": np.zeros(1, np.float32)}
+    training.check_fit(cfg, objective, start.params, blank)
   runs.save_adapter(workdir, cfg.init, start, cfg.lora)
   runs.save_shape(workdir, start.shape)
   encoded = reference.annotate_splits(frozen, encoded, cfg.length, workdir, _SIDES)
@@ -154,20 +157,19 @@ def collate(rows: Sequence[Mapping[str, Any]], length: int) -> Batch:
 
 
 def _encoded(
-  cfg: config.Dpo, workdir: str, tokenizer: Tokenizer
+  cfg: config.Dpo, taken: Intake, tokenizer: Tokenizer
 ) -> dict[str, list[dict[str, Any]]]:
   """Returns rows of each split that there is."""
-  with own.intake(cfg, workdir) as taken:
-    data = posttraining.load(
-      "labels",
-      [name.strip() for name in cfg.labels.split(",") if name.strip()],
-      functools.partial(posttraining.labelled, tokenizer, length=cfg.length),
-      validation=cfg.validation,
-      seed=cfg.seed,
-      field="config.labels",
-      intake=taken,
-    )
-    own.report(data)
+  data = posttraining.load(
+    "labels",
+    [name.strip() for name in cfg.labels.split(",") if name.strip()],
+    functools.partial(posttraining.labelled, tokenizer, length=cfg.length),
+    validation=cfg.validation,
+    seed=cfg.seed,
+    field="config.labels",
+    intake=taken,
+  )
+  own.report(data)
   good = sum(row["desirable"] for row in data.train)
   bad = len(data.train) - good
   if not good or not bad:

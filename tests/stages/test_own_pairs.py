@@ -7,6 +7,7 @@ import pytest
 
 from llm_jax import config
 from llm_jax.data import formats, posttraining, preferences
+from llm_jax.data.intake import Intake
 from llm_jax.data.posttraining import Compared
 from llm_jax.data.preferences import Answer, Pair
 from llm_jax.errors import UserError
@@ -92,34 +93,34 @@ def test_a_directory_of_ours_is_read_as_before(prepared, coder, tmp_path):
   preferences.write(tmp_path / "train.jsonl", made)
   preferences.write(tmp_path / "validation.jsonl", made[:2])
   cfg = tiny(config.Reward, prepared, preferences=str(tmp_path), kinds="sft_sample")
-  train, apart = pairs.splits(cfg, tmp_path, coder, every_kind=True)
+  train, apart = pairs.splits(cfg, Intake(tmp_path), coder, every_kind=True)
   want = pairs.load(str(tmp_path), "train", "sft_sample")
   assert [pair.row for pair in train] == pairs.encode(coder, want, cfg.length)
   assert [pair.row for pair in apart] == pairs.encode(coder, made[:2], cfg.length)
   assert {pair.margin for pair in train} == {0.75}
-  assert len(pairs.splits(cfg, tmp_path, coder)[1]) == 1
+  assert len(pairs.splits(cfg, Intake(tmp_path), coder)[1]) == 1
 
 
 def test_files_are_split_by_prompt_and_named_by_source(prepared, coder, tmp_path, capsys):
   a, b = write(tmp_path / "a.jsonl", rows(20)), write(tmp_path / "b.jsonl", rows(20, "files"))
   cfg = tiny(config.Dpo, prepared, preferences=f"{a}, {b}=2", validation=0.2)
-  train, apart = pairs.splits(cfg, tmp_path, coder)
+  train, apart = pairs.splits(cfg, Intake(tmp_path), coder)
   assert {pair.kind for pair in train} == {"a", "b"}
   assert not {repr(p.row) for p in train} & {repr(p.row) for p in apart}
   assert "20 rows, 20 preferences kept, weight 2" in capsys.readouterr().err
   alone = tiny(config.Dpo, prepared, preferences=f"{a},{b}", kinds="b", validation=0.0)
-  assert {pair.kind for pair in pairs.splits(alone, tmp_path, coder)[0]} == {"b"}
-  assert pairs.splits(alone, tmp_path, coder)[1] == []
+  assert {pair.kind for pair in pairs.splits(alone, Intake(tmp_path), coder)[0]} == {"b"}
+  assert pairs.splits(alone, Intake(tmp_path), coder)[1] == []
 
 
 def test_a_directory_of_files_has_its_own_split(prepared, coder, tmp_path):
   write(tmp_path / "own" / "train.jsonl", rows(6))
   write(tmp_path / "own" / "validation.jsonl", rows(3, "files"))
   cfg = tiny(config.Reward, prepared, preferences=str(tmp_path / "own"))
-  train, apart = pairs.splits(cfg, tmp_path, coder)
+  train, apart = pairs.splits(cfg, Intake(tmp_path), coder)
   assert (len(train), len(apart)) == (6, 3)
   (tmp_path / "own" / "validation.jsonl").unlink()
-  train, apart = pairs.splits(cfg, tmp_path, coder)
+  train, apart = pairs.splits(cfg, Intake(tmp_path), coder)
   assert (len(train), len(apart)) == (5, 1)
 
 

@@ -8,6 +8,7 @@ import pytest
 from configs import rlaif as recipe
 from llm_jax import config, rundir
 from llm_jax.data import formats, principles
+from llm_jax.data.intake import Intake
 from llm_jax.errors import UserError
 from llm_jax.stages import pairs, rlaif, runs
 from tests.stages.conftest import SAMPLING, tiny
@@ -47,7 +48,7 @@ def test_reward_models_and_dpo_read_them_with_their_labels(preferred, prepared, 
   path, counts = preferred
   for make in (config.Reward, config.Dpo):
     cfg = tiny(make, prepared, preferences=str(path), validation=0.2)
-    train, held_out = pairs.splits(cfg, tmp_path, runs.tokenizer(str(prepared)))
+    train, held_out = pairs.splits(cfg, Intake(tmp_path), runs.tokenizer(str(prepared)))
     assert len(train) + len(held_out) <= counts["written"] and held_out
     rows = pairs.numbered(train)
     assert all(0.5 < row["probability"] < 1 for row in rows)

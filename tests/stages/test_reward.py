@@ -100,11 +100,9 @@ def test_rankings_with_margins_and_groups_are_learned(prepared, start, tmp_path,
   names = ("accuracy", "accuracy/ranked", "margin", "calibration_error", "length_correlation")
   assert {f"eval/{name}" for name in names} <= last.keys()
   assert last["eval/accuracy"] == last["eval/accuracy/ranked"] > 0.9
-  rows = pairs.numbered(
-    pairs.splits(cfg, Intake(tmp_path), runs.tokenizer(str(prepared)))[0], margin=0.3
-  )
-  assert {round(row["margin"], 3) for row in rows} == {0.3, 0.6, 0.9}
   train = pairs.splits(cfg, Intake(tmp_path), runs.tokenizer(str(prepared)))[0]
+  rows = pairs.numbered(train, margin=0.3)
+  assert {round(row["margin"], 3) for row in rows} == {0.3, 0.6, 0.9}
   batch = next(reward._batches(cfg, train, rows))
   assert set(np.unique(batch["weight"]).round(4)) <= {0.0, np.float32(1 / 6).round(4)}
 

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from llm_jax.errors import UserError
-from llm_jax.train import manifest, processes, retention
+from llm_jax.train import allocator, manifest, processes, retention
 from llm_jax.train.faults import Faults
 from llm_jax.types import Params
 
@@ -116,6 +116,7 @@ class Checkpoints:
       manifest.write(self.directory / str(step))
       if processes.primary():
         retention.apply(self.directory, step, healthy, keep=self._keep, every=self._every)
+      allocator.trim()  # The copy of the state lay between a step's arrays: a long run grows.
       logging.info("Checkpoint %s/%d is saved.", self.directory, step)
     except Exception as error:
       self._failed = told = self._told(step, error)

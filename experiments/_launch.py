@@ -5,7 +5,6 @@ JAX is imported with the stage, after the command line was found good, so errors
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import json
@@ -14,13 +13,14 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import _plan
+from experiments import _fields, _plan
 from llm_jax import rundir
 from llm_jax.errors import UserError, nearest
 from llm_jax.train import allocator, compiling, distributed, gpu_settings
@@ -40,11 +40,6 @@ FLAG_HELP = {
   "help": "print this and leave",
 }
 SHARED = ("pretrain", "sft", "reward", "dpo")  # Stages that many processes may run together.
-_KINDS = {
-  int: "an integer", float: "a number", bool: "true or false", str: "text",
-  tuple: """a tuple of texts, such as '("one", "two")' or '("one",)'""",
-}  # fmt: skip
-_OVERRIDE = re.compile(r"-{1,2}(?:no)?config\.([^=]*)")
 
 
 def main(
@@ -67,12 +62,18 @@ def main(
   Exit codes: 0 done, 1 unexpected error (with its traceback), 2 bad input (one line on stderr),
   130 interrupted.
   """
+  sys.excepthook = _excepthook
   words = list(sys.argv if argv is None else argv)
   path = config or str(CONFIGS / f"{stage}.py")
   code = _guarded(lambda: _launch(stage, words, path, after, dict(swap or {})))
   if code:
     distributed.leave(code)
   sys.exit(code)
+
+
+def _excepthook(*error: Any) -> None:
+  """Prints a traceback as Python does, but for passwords and keys, which a message may quote."""
+  sys.stderr.write(rundir.redact("".join(traceback.format_exception(*error))))
 
 
 def _guarded(run: Callable[[], None]) -> int:
@@ -103,9 +104,9 @@ def _launch(
   if {"-h", "-help", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
     print(usage(stage, default))
     return
-  check_overrides(argv[1:], default)
+  _fields.check_overrides(argv[1:], default)
   cfg, workdir, dry_run, profile, join, overrides, back = parse(argv, path, default)
-  validate(cfg)
+  _fields.validate(cfg)
   steps = profiled(profile, stage, cfg)
   if dry_run:
     print(rundir.redact(_plan.describe(stage, cfg)))
@@ -172,30 +173,6 @@ def config_path(argv: Sequence[str]) -> str:
       if not path or path.startswith("-"):
         raise UserError("--config needs a value: a file with get_config(), or file.py:variant")
   return path
-
-
-def check_overrides(words: Sequence[str], cfg: Any) -> None:
-  """Checks that each --config.FIELD names a field that holds a value.
-
-  Raises:
-    UserError: with the nearest name in that group, or the group in which the field is.
-  """
-  for word in words:
-    match = _OVERRIDE.match(word)
-    if not match:
-      continue
-    node, parts = cfg, match[1].split(".")
-    for depth, part in enumerate(parts):
-      where = ".".join(["config", *parts[:depth]])
-      if not dataclasses.is_dataclass(node):
-        raise UserError(f"{word}: {where} is a value, it has no field {part}")
-      names = [field.name for field in dataclasses.fields(node)]
-      if part not in names:
-        raise UserError(f'{word}: {where} has no field "{part}"{_suggest(part, names, where, cfg)}')
-      node = getattr(node, part)
-    if dataclasses.is_dataclass(node):
-      inside = ", ".join(field.name for field in dataclasses.fields(node))
-      raise UserError(f"{word}: config.{match[1]} is a group, set one of its fields: {inside}")
 
 
 class Command(NamedTuple):
@@ -278,22 +255,6 @@ def profiled(text: str, stage: str, cfg: Any) -> range | None:
   return steps
 
 
-def validate(cfg: Any, where: str = "config") -> None:
-  """Runs the `validate` of a config and of each config inside it.
-
-  Raises:
-    UserError: with the full name of the field.
-  """
-  for field in dataclasses.fields(cfg):
-    if dataclasses.is_dataclass(getattr(cfg, field.name)):
-      validate(getattr(cfg, field.name), f"{where}.{field.name}")
-  if hasattr(cfg, "validate"):
-    try:
-      cfg.validate()
-    except UserError as error:
-      raise UserError(str(error).replace("config.", f"{where}.")) from error
-
-
 def usage(stage: str, cfg: Any) -> str:
   """Returns the text of --help: the flags and every field with its value in the config."""
   text = sys.modules["__main__"].__doc__ or f"python -m experiments.{stage} --workdir=DIR"
@@ -305,22 +266,13 @@ def usage(stage: str, cfg: Any) -> str:
   return "\n".join(lines)
 
 
-def _suggest(part: str, names: Sequence[str], where: str, cfg: Any) -> str:
-  """The place of a field with exactly this name, else the nearest field of the group."""
-  for path in rundir.flatten(dataclasses.asdict(cfg)):
-    if path.split(".")[-1] == part:
-      return f'; did you mean "config.{path}"?'
-  return nearest(part, names).replace('"', f'"{where}.', 1)
-
-
 def _flag_message(error: flags.Error, cfg: Any) -> str:
   """absl's message in one line; of a wrong type, what the field takes."""
   line = " ".join(str(error).split()).removeprefix("flag ")
   match = re.match(r"--config\.([\w.]+)=(.*?): ", line)
   if not match or not isinstance(error, flags.IllegalFlagValueError):
     return line
-  value = functools.reduce(getattr, match[1].split("."), cfg)
-  return f"--config.{match[1]}={match[2]}: config.{match[1]} takes {_KINDS[type(value)]}"
+  return f"--config.{match[1]}={match[2]}: config.{match[1]} takes {_fields.takes(cfg, match[1])}"
 
 
 def _profiling(steps: range | None) -> contextlib.AbstractContextManager:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import _launch
+from experiments import _fields, _launch
 from llm_jax import rundir
 from llm_jax.errors import UserError, nearest
 
@@ -162,9 +162,9 @@ def check(stage: str, argv: Sequence[str]) -> None:
       "--stage=recipe needs --config, such as --config=configs/recipes/zephyr.py:tiny"
     )
   default = _launch.load_config(path)
-  _launch.check_overrides(argv[1:], default)
+  _fields.check_overrides(argv[1:], default)
   values = flags.FlagValues()
-  _launch.validate(_launch.parse(argv, path, default, values).cfg)
+  _fields.validate(_launch.parse(argv, path, default, values).cfg)
 
 
 def script(options: argparse.Namespace, words: Sequence[str], count: int) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from absl import flags
 
-from experiments import _launch
+from experiments import _fields, _launch
 from llm_jax.train import distributed
 
 # ml_collections reads a config file in a way that is old.
@@ -25,9 +25,9 @@ def parsed(words):
   assert module.partition(".")[2] in _launch.SHARED
   path = str(_launch.CONFIGS / f"{module.partition('.')[2]}.py")
   default = _launch.load_config(path)
-  _launch.check_overrides(rest, default)
+  _fields.check_overrides(rest, default)
   command = _launch.parse([module, *rest], path, default, flags.FlagValues())
-  _launch.validate(command.cfg)
+  _fields.validate(command.cfg)
   return command
 
 

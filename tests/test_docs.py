@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from experiments import _launch, sweep
+from experiments import _fields, _launch, sweep
 
 # ml_collections loads the file that --config names in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -36,7 +36,7 @@ def test_commands_exist(module, words, monkeypatch):
     path = _launch.config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
     if stage != "custom_loss":
       monkeypatch.chdir(ROOT)
-      _launch.check_overrides(argv[1:], _launch.load_config(path))
+      _fields.check_overrides(argv[1:], _launch.load_config(path))
 
 
 def test_linked_files_exist():

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments import _plan
+from experiments import _fields, _plan
 from llm_jax import config
 from llm_jax.scaling import flops
 
@@ -170,7 +170,12 @@ SECRET = "abcdefghij0123456789"
 
 
 @pytest.mark.parametrize(
-  "body", ["raise UserError(f'{cfg.init} is missing')", "open(workdir + '/made', 'w')"]
+  "body",
+  [
+    "raise UserError(f'{cfg.init} is missing')",
+    "raise KeyError(cfg.init)",
+    "open(workdir + '/made', 'w')",
+  ],
 )
 def test_a_secret_stays_in_the_flag_and_in_the_environment(body, tmp_path, monkeypatch):
   for name in ("WANDB_API_KEY", "HF_TOKEN", "LLM_JAX_TOKEN", "JUDGE_KEY"):
@@ -189,6 +194,37 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path):
   done = launch_stage("raise KeyError('bug')", f"--workdir={tmp_path}")
   assert done.returncode == 1
   assert "Traceback" in done.stderr and "KeyError: 'bug'" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("fields", "line"),
+  [
+    ("steps='10'", "config.steps takes an integer, got '10' (str)"),
+    ("steps=1.5", "config.steps takes an integer, got 1.5 (float)"),
+    ("steps=True", "config.steps takes an integer, got True (bool)"),
+    ("prepared=None", "config.prepared takes text, got None (NoneType)"),
+    (
+      "model=config.Model(windows=[8, 0])",
+      "config.model.windows takes a tuple of integers, such as '(1, 2)' or '(1,)', "
+      "got [8, 0] (list)",
+    ),
+    (
+      "optimizer=config.Optimizer(lr='1e-3')",
+      "config.optimizer.lr takes a number, got '1e-3' (str)",
+    ),
+  ],
+)
+def test_a_config_file_with_the_wrong_type_of_value_is_one_line(fields, line, tmp_path):
+  file = tmp_path / "mine.py"
+  text = "from llm_jax import config\n\ndef get_config():\n  return config.Pretrain("
+  file.write_text(f"{text}{fields})\n")
+  done = launch("pretrain", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+  assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_may_give_an_integer_for_a_number():
+  _fields.validate(config.Pretrain(optimizer=config.Optimizer(lr=1)))
 
 
 def test_chatter_of_the_libraries_stays_off_the_terminal(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import _launch
+from experiments import _fields, _launch
 from llm_jax.errors import UserError, nearest
 
 
@@ -22,7 +22,7 @@ def configured(tool: str, words: Sequence[str], known: Sequence[str], stage: str
     UserError: for what experiments refuse too.
   """
   cfg = command(tool, words, known, stage).cfg
-  _launch.validate(cfg)
+  _fields.validate(cfg)
   return cfg
 
 
@@ -35,5 +35,5 @@ def command(tool: str, words: Sequence[str], known: Sequence[str], stage: str) -
   argv = [tool, *words]
   path = _launch.config_path(argv) or str(_launch.CONFIGS / f"{stage}.py")
   default = _launch.load_config(path)
-  _launch.check_overrides(words, default)
+  _fields.check_overrides(words, default)
   return _launch.parse(argv, path, default, flags.FlagValues())

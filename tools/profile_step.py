@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _launch, _plan
+from experiments import _fields, _plan
 from llm_jax import config, spec
 from llm_jax.errors import UserError
 from llm_jax.losses import objectives
@@ -96,7 +96,7 @@ def configured(words: list[str], size: str | None = None) -> tuple[config.Pretra
       for group in groups:
         node = getattr(node, group)
       setattr(node, field, value)
-  _launch.validate(cfg)
+  _fields.validate(cfg)
   if cfg.model.encoder_layers:
     raise UserError("config.model.encoder_layers must be 0: random tokens are for a decoder")
   shape, note = _plan.shape_of(cfg, cfg)

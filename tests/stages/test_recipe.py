@@ -8,7 +8,7 @@ import pytest
 
 from configs import sft as supervised
 from configs.recipes import _common
-from experiments import _launch
+from experiments import _fields, _launch
 from llm_jax import config
 from llm_jax.data import examples, formats
 from llm_jax.errors import UserError
@@ -32,7 +32,7 @@ class Chain(config.Recipe):
 
 def loaded(name, variant=""):
   cfg = _launch.load_config(f"{ROOT / 'configs' / 'recipes' / name}.py" + variant)
-  _launch.validate(cfg)
+  _fields.validate(cfg)
   return cfg
 
 

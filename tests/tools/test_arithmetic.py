@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import _launch
+from experiments import _fields, _launch
 from llm_jax import config
 from llm_jax.data import formats
 from llm_jax.errors import UserError
@@ -62,7 +62,7 @@ def test_bad_arguments_are_one_line(tmp_path, capsys, word, message):
 def test_each_stage_has_its_settings(name):
   cfg = _launch.load_config(f"{_launch.CONFIGS / 'arithmetic.py'}:{name}")
   assert type(cfg) is KINDS[name]
-  _launch.validate(cfg)
+  _fields.validate(cfg)
   with pytest.raises(UserError, match=f'did you mean "{name}"'):
     _launch.load_config(f"{_launch.CONFIGS / 'arithmetic.py'}:{name}x")
 

@@ -6,6 +6,7 @@ import logging as std_logging
 import os
 import pathlib
 import shutil
+import sys
 import threading
 import types
 from typing import Any
@@ -175,9 +176,17 @@ class Checkpoints:
     return processes.agree(latest_step(self.directory))
 
   def close(self) -> None:
-    """Waits, and frees what the manager holds; the next call opens it again."""
+    """Waits, and frees what the manager holds; the next call opens it again.
+
+    Where it is called because of another error, a save that failed is logged, not raised.
+    """
+    before = sys.exception()
     try:
       self.wait()
+    except UserError as error:
+      if before is None:
+        raise
+      logging.error("%s.", error)
     finally:
       manager, self._open = self._open, None
       if manager is not None:

@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept in number, checked, readable on another mesh and without a state."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
@@ -111,6 +112,19 @@ def test_what_fails_beside_the_training_is_raised_at_the_next_step_in_one_line(t
       time.sleep(0.1)
   checkpoints.check()  # It is told once.
   checkpoints.close()
+
+
+def test_a_save_that_fails_does_not_hide_why_the_run_ended(tmp_path, caplog):
+  faults = Faults({"LLM_JAX_FAULT": "enospc@commit:1", "LLM_JAX_TESTING": "1"})
+  checkpoints = Checkpoints(tmp_path, faults=faults)
+  with pytest.raises(ZeroDivisionError), contextlib.closing(checkpoints):
+    checkpoints.save(1, {"x": np.zeros(3)})
+    _ = 1 / 0
+  assert "no space left to save step 1 in" in caplog.text
+  faults = Faults({"LLM_JAX_FAULT": "enospc@commit:1", "LLM_JAX_TESTING": "1"})
+  checkpoints = Checkpoints(tmp_path, faults=faults)
+  with pytest.raises(UserError, match="no space left"), contextlib.closing(checkpoints):
+    checkpoints.save(2, {"x": np.zeros(3)})
 
 
 _FULL = """

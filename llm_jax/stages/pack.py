@@ -34,6 +34,7 @@ def run(cfg: config.Pack, workdir: str | pathlib.Path) -> dict[str, Any]:
     manifest = json.loads(done.read_text())
     if manifest["made_of"] != made_of:
       raise UserError(f"{root} holds rows of another corpus or config: use another --workdir")
+    aside.clear(root)
     print(f"pack: {root} is complete", flush=True)
     return manifest
   with aside.building(root, made_of) as building, engines.Local(cfg.workers) as engine:

@@ -42,6 +42,7 @@ def run(cfg: config.Prepare, workdir: str | pathlib.Path) -> dict[str, Any]:
   root = pathlib.Path(workdir)
   finished = _finished(cfg, root)
   if finished:
+    aside.clear(root)
     _log(f"prepare: {root} is complete")
     return finished
   _check(cfg)

@@ -1,5 +1,6 @@
 """Folders that are built aside: one builder at a time, and workers that end with their parent."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -36,6 +37,36 @@ def test_what_a_killed_builder_left_is_gone_on_with_for_the_same_only(tmp_path):
   with pytest.raises(UserError, match="refused"), aside.building(tmp_path / "b", {}) as folder:
     raise UserError("refused")
   assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_what_is_left_beside_a_complete_result_goes_unless_somebody_builds(tmp_path):
+  (tmp_path / ".building/work").mkdir(parents=True)
+  (tmp_path / ".building.lock").touch()
+  (tmp_path / "made").touch()
+  aside.clear(tmp_path)
+  aside.clear(tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["made"]
+  with aside.building(tmp_path, {}) as folder:
+    with pytest.raises(UserError, match="another process works on"):
+      aside.clear(tmp_path)
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_lock_that_went_with_its_owner_is_no_lock(tmp_path, monkeypatch, another):
+  lock, real = tmp_path / ".building.lock", fcntl.flock
+
+  def late(*args):
+    real(*args)
+    lock.unlink()
+    if another:
+      (tmp_path / "other").touch()
+      (tmp_path / "other").rename(lock)
+
+  monkeypatch.setattr(fcntl, "flock", late)
+  with pytest.raises(UserError, match="another process"), aside.building(tmp_path, {}):
+    pass
+  assert lock.exists() == another
 
 
 def test_a_file_is_no_directory(tmp_path):

@@ -67,6 +67,8 @@ def test_everything_is_written_once(source, tmp_path):
     assert (tokens[0][0], tokens[0][-1]) == (coder.bos_id, coder.eos_id)
   assert manifest["funnel"][-1]["tokens"] == sum(c["tokens"] for c in manifest["splits"].values())
   assert manifest == prepare.run(cfg, out) == prepare.run(settings(source, workers=2), out)
+  (out / ".building/work").mkdir(parents=True)  # As of a kill in the last moment.
+  assert manifest == prepare.run(cfg, out)
   assert not (out / ".building").exists()
   with pytest.raises(UserError, match="config.vocab_size is 400 there and 500 now"):
     prepare.run(settings(source, vocab_size=500), out)

@@ -113,7 +113,9 @@ def test_packing_does_not_depend_on_workers_and_goes_on_after_a_kill(
   cfg.workers = 2
   made = pack.run(cfg, tmp_path / "two")
   cfg.workers = 1
+  (tmp_path / "two/.building").mkdir()  # As of a kill in the last moment.
   assert pack.run(cfg, tmp_path / "two") == made  # It is complete, whatever the workers.
+  assert not (tmp_path / "two/.building").exists()
   with pytest.raises(UserError, match="another corpus or config"):
     pack.run(config.Pack(prepared=str(corpora / "books"), length=64), tmp_path / "two")
   real = pack.pack

@@ -56,6 +56,18 @@ def building(
       root.rmdir()
 
 
+def clear(root: pathlib.Path, name: str = ".building") -> None:
+  """Removes what is left beside a complete result, if its run was killed while it removed that.
+
+  Raises:
+    UserError: if another process builds there.
+  """
+  folder, lock = root / name, root / f"{name}.lock"
+  if folder.exists() or lock.exists():
+    with _alone(lock):
+      shutil.rmtree(folder, ignore_errors=True)
+
+
 def facts(files: Sequence[pathlib.Path]) -> list[list[Any]]:
   """Returns what tells a file from one of other content: path, size, time of the last change."""
   return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
@@ -71,6 +83,9 @@ def _alone(path: pathlib.Path) -> Iterator[None]:
   with open(path, "w") as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # The one that has just left may have removed the file that was opened here.
+      if not os.path.samestat(os.stat(path), os.fstat(lock.fileno())):
+        raise BlockingIOError
     except OSError as error:
       raise UserError(f"another process works on {path.parent}: wait for it, or end it") from error
     try:

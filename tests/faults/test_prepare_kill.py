@@ -5,12 +5,16 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from llm_jax import config
+from llm_jax.stages import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SYLLABLES = "ba den fil gor hu jek lam nost pri ras tev wyn zo mul kep dra".split()
@@ -77,3 +81,58 @@ def test_killed_runs_lose_and_double_nothing(source, tmp_path, kills):
     subprocess.run(command(source, out), cwd=ROOT, check=True, capture_output=True)
     assert digests(out) == digests(tmp_path / "whole")
     assert not (out / ".building").exists()
+
+
+class Killed(BaseException):
+  """Nobody handles it: what is on disk is what a kill would leave."""
+
+
+@pytest.mark.long
+def test_a_kill_at_each_point_of_the_end_is_gone_on_from(source, tmp_path, monkeypatch):
+  """Before each move and removal in the results, and amid the removals."""
+  part = tmp_path / "part.jsonl"
+  part.write_text("".join((source / "0.jsonl").read_text().splitlines(keepends=True)[:60]))
+  cfg = config.Prepare(source=str(part), vocab_size=400, workers=1, validation=0.25)
+  prepare.run(cfg, tmp_path / "whole")
+  whole = digests(tmp_path / "whole")
+  kills = 0
+  while True:
+    out, points = tmp_path / f"killed{kills}", _Points(kills)
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, "replace", points.before(pathlib.Path.replace, out))
+      patch.setattr(shutil, "rmtree", points.before(shutil.rmtree, out, amid=True))
+      try:
+        prepare.run(cfg, out)
+        break
+      except Killed:
+        kills += 1
+    prepare.run(cfg, out)
+    assert digests(out) == whole, points.at
+  assert kills >= 9  # Six files and folders are moved in, the rest is removed.
+
+
+class _Points:
+  """Counts operations in a directory, and is killed at one of them."""
+
+  def __init__(self, number):
+    self.left, self.at = number, ""
+
+  def before(self, do, root, amid=False):
+    def done(path, *args, **options):
+      if root in pathlib.Path(path).parents:
+        for half in (False, True)[: 1 + amid]:
+          self.left -= 1
+          if self.left < 0:
+            self.at = f"{do.__name__} {path} {half}"
+            if half:
+              _half(pathlib.Path(path))
+            raise Killed
+      return do(path, *args, **options)
+
+    return done
+
+
+def _half(folder):
+  """Removes every second file, the first one too."""
+  for file in sorted(p for p in folder.rglob("*") if p.is_file())[::2]:
+    file.unlink()

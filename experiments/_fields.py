@@ -43,10 +43,11 @@ def check_overrides(words: Sequence[str], cfg: Any) -> None:
 
 def takes(cfg: Any, name: str) -> str:
   """Returns in words what the field with this dotted name takes."""
-  *groups, field = name.split(".")
+  *groups, last = name.split(".")
   for group in groups:
     cfg = getattr(cfg, group)
-  return _KINDS[typing.get_type_hints(type(cfg))[field]]
+  (field,) = (field for field in dataclasses.fields(cfg) if field.name == last)
+  return _KINDS.get(field.type, str(field.type))
 
 
 def validate(cfg: Any, where: str = "config") -> None:
@@ -68,12 +69,13 @@ def validate(cfg: Any, where: str = "config") -> None:
 
 def _typed(cfg: Any, where: str) -> None:
   """A config file may set anything; flags are checked when they are read."""
-  hints = typing.get_type_hints(type(cfg))
   for field in dataclasses.fields(cfg):
-    value, kind = getattr(cfg, field.name), hints[field.name]
-    if kind in _KINDS and not _is(value, kind):
+    value, kind = getattr(cfg, field.name), field.type
+    group = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    if (group or kind in _KINDS) and not _is(value, kind):
+      wanted = f"a config.{kind.__name__}" if group else _KINDS[kind]
       got = f"{value!r} ({type(value).__name__})"
-      raise UserError(f"{where}.{field.name} takes {_KINDS[kind]}, got {got}")
+      raise UserError(f"{where}.{field.name} takes {wanted}, got {got}")
 
 
 def _is(value: Any, kind: Any) -> bool:

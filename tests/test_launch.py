@@ -202,6 +202,7 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path):
     ("steps='10'", "config.steps takes an integer, got '10' (str)"),
     ("steps=1.5", "config.steps takes an integer, got 1.5 (float)"),
     ("steps=True", "config.steps takes an integer, got True (bool)"),
+    ("optimizer=None", "config.optimizer takes a config.Optimizer, got None (NoneType)"),
     ("prepared=None", "config.prepared takes text, got None (NoneType)"),
     (
       "model=config.Model(windows=[8, 0])",

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -237,3 +238,18 @@ def test_nothing_loads_tensorflow_even_where_it_is_installed(tmp_path):
   (tmp_path / "tensorflow" / "__init__.py").write_text('"""Bait."""')
   done = import_all(["llm_jax", "experiments", "configs"], path=tmp_path)
   assert (done.returncode, done.stdout.strip()) == (0, "jax"), done.stderr
+
+
+@pytest.mark.long
+def test_the_tests_are_collected_without_the_extras_that_make_test_does_not_install():
+  """One that imports from a test module that is skipped as a whole would stop all of them."""
+  text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+  extras = tomllib.loads(text)["project"]["optional-dependencies"]
+  usual = re.search(r"^EXTRAS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+  needs = [need for extra in extras.keys() - set(usual.split(",")) for need in extras[extra]]
+  packages = {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in needs} - {"jax"}
+  assert "playwright" in packages
+  program = f"import sys; sys.modules.update(dict.fromkeys({packages}));"
+  program += "import pytest; sys.exit(pytest.main(['--collect-only', '-q', 'tests']))"
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout[-3000:]

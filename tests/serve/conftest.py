@@ -13,6 +13,7 @@ import uvicorn
 from llm_jax.data import corpus, documents
 from llm_jax.serve import app, playground, workdirs
 from llm_jax.serve.models import Models
+from tests.serve.browsing import browser, tab  # noqa: F401  Fixtures.
 from tests.stages.conftest import prepared, root  # noqa: F401  Fixtures.
 
 

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from tests.serve import test_playground_browser as browsing
-from tests.serve.test_playground_browser import browser, expect, tab  # noqa: F401  Fixtures.
+from tests.serve import browsing
 
-pytestmark = browsing.pytestmark
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
+expect, pytestmark = playwright.expect, browsing.MARKS
 
 
 def _grow(workdir, step):
@@ -25,11 +25,11 @@ def growing(workdir):
   shutil.rmtree(workdir / "dpo", ignore_errors=True)
 
 
-def _row(tab, step):  # noqa: F811
+def _row(tab, step):
   return tab.page.locator(".stage-row.running").filter(has_text=f"{step}.5")
 
 
-def test_a_run_that_goes_on_disturbs_no_page(tab, growing):  # noqa: F811
+def test_a_run_that_goes_on_disturbs_no_page(tab, growing):
   section = tab.open("next")
   section.locator(".token").first.wait_for()
   asked = lambda: sum(url.endswith("/api/next") for url in tab.asked)  # noqa: E731
@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_disturbs_no_page(tab, growing):  # noqa: F811
   tab.check()
 
 
-def test_every_step_is_taken_however_fast_they_come(tab):  # noqa: F811
+def test_every_step_is_taken_however_fast_they_come(tab):
   section = tab.open("next")
   section.locator(".token").first.wait_for()
   section.get_by_label("Temperature").fill("2")
@@ -59,7 +59,7 @@ def test_every_step_is_taken_however_fast_they_come(tab):  # noqa: F811
   tab.check()
 
 
-def test_a_text_that_changes_ends_the_run_of_the_old_one(tab):  # noqa: F811
+def test_a_text_that_changes_ends_the_run_of_the_old_one(tab):
   section = tab.open("next")
   section.locator(".token").first.wait_for()
   run = section.get_by_role("button", name="Run")
@@ -77,7 +77,7 @@ def test_a_text_that_changes_ends_the_run_of_the_old_one(tab):  # noqa: F811
   tab.check()
 
 
-def test_what_is_shown_is_of_what_was_typed_last(tab):  # noqa: F811
+def test_what_is_shown_is_of_what_was_typed_last(tab):
   section = tab.open("data")
   section.locator(".piece").first.wait_for()
   tab.slow("slow slow", 700)  # The first text's tokens come last.
@@ -95,7 +95,7 @@ def test_what_is_shown_is_of_what_was_typed_last(tab):  # noqa: F811
   tab.check()
 
 
-def test_a_tab_that_nobody_sees_holds_no_connection(tab, growing):  # noqa: F811
+def test_a_tab_that_nobody_sees_holds_no_connection(tab, growing):
   tab.open("pipeline")
   events = lambda: sum("/api/events" in url for url in tab.asked)  # noqa: E731
   see = """hidden => {
@@ -113,13 +113,13 @@ def test_a_tab_that_nobody_sees_holds_no_connection(tab, growing):  # noqa: F811
   tab.check()
 
 
-def test_any_fragment_leads_to_a_page(tab):  # noqa: F811
+def test_any_fragment_leads_to_a_page(tab):
   tab.page.goto(f"{tab.home}/#constructor")
   tab.page.locator("#pipeline .stage-row").first.wait_for()
   tab.check()
 
 
-def test_a_zoom_stays_while_curves_grow(tab, growing):  # noqa: F811
+def test_a_zoom_stays_while_curves_grow(tab, growing):
   section = tab.open("training")
   section.get_by_label("Only").fill("loss")
   plot = section.locator(".panel .u-over").first
@@ -143,7 +143,7 @@ def test_a_zoom_stays_while_curves_grow(tab, growing):  # noqa: F811
   tab.check()
 
 
-def test_an_example_that_comes_late_leaves_what_was_typed(tab):  # noqa: F811
+def test_an_example_that_comes_late_leaves_what_was_typed(tab):
   tab.page.goto(f"{tab.home}/#pipeline")
   tab.page.locator(".stage-row").first.wait_for()
   tab.slow("/api/examples", 500)

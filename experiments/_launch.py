@@ -62,7 +62,8 @@ def main(
   Exit codes: 0 done, 1 unexpected error (with its traceback), 2 bad input (one line on stderr),
   130 interrupted.
   """
-  sys.excepthook = _excepthook
+  if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _excepthook
   words = list(sys.argv if argv is None else argv)
   path = config or str(CONFIGS / f"{stage}.py")
   code = _guarded(lambda: _launch(stage, words, path, after, dict(swap or {})))

@@ -192,7 +192,7 @@ def _record(
   if other:
     raise UserError(f"{workdir} holds another sweep (sweep.json): choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
-  rundir.write_json(path, sweep)
+  rundir.write_json(path, sweep, shared=True)  # By each job of an array.
 
 
 def _run(workdir: pathlib.Path, line: Sequence[str], number: int, count: int) -> bool:

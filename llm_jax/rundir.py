@@ -203,9 +203,18 @@ def redacted(value: Any, name: str = "") -> Any:
   return redact(f"{name}={value}").removeprefix(f"{name}=")
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes `value` as JSON so that a reader sees the old file or the new one, never a part."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_json(path: pathlib.Path, value: Any, shared: bool = False) -> None:
+  """Writes `value` as JSON so that a reader sees the old file or the new one, never a part.
+
+  What a kill leaves of it on the way is replaced when the file is written again.
+
+  Args:
+    path: of the file.
+    value: what it is to hold.
+    shared: whether several processes may write it at once; then what a kill leaves stays.
+  """
+  own = f".{os.getpid()}" if shared else ""
+  temporary = path.with_name(f".{path.name}{own}.tmp")
   temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
   temporary.replace(path)
 

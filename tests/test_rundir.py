@@ -151,6 +151,22 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
   assert (tmp_path / "x.json").read_text() == "1\n"
 
 
+_KILLED = """
+import os, pathlib, signal, sys
+from llm_jax import rundir
+pathlib.Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
+rundir.write_json(pathlib.Path(sys.argv[1]), 2)
+"""
+
+
+def test_what_a_kill_leaves_of_a_write_is_gone_after_the_next(tmp_path):
+  command = [sys.executable, "-c", _KILLED, tmp_path / "x.json"]
+  assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+  assert not (tmp_path / "x.json").exists() and len(list(tmp_path.iterdir())) == 1
+  rundir.write_json(tmp_path / "x.json", 2)
+  assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
 SECRET = "abcdefghij0123456789"
 
 

@@ -161,7 +161,8 @@ def _remembering(ask: Callable[[str], bool | None]) -> Callable[[str], bool | No
     if found is not None and path is not None:
       with contextlib.suppress(OSError):  # It is tried again next time.
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        rundir.write_json(path, known | {versions: known.get(versions, {}) | {word: found}})
+        known[versions] = known.get(versions, {}) | {word: found}
+        rundir.write_json(path, known, shared=True)
     return found
 
   return answer

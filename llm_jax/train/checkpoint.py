@@ -114,15 +114,36 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
       self._faults.at_save("commit")
-      manifest.write(self.directory / str(step))
-      if processes.primary():
-        retention.apply(self.directory, step, healthy, keep=self._keep, every=self._every)
+      self._settle(step, healthy)
       allocator.trim()  # The copy of the state lay between a step's arrays: a long run grows.
       logging.info("Checkpoint %s/%d is saved.", self.directory, step)
     except Exception as error:
       self._failed = told = self._told(step, error)
       if told is not error:
         told.__cause__ = error
+
+  def finish(self, step: int, healthy: bool = False) -> None:
+    """Does what is left to do of the save of a committed step, if a kill came between.
+
+    Args:
+      step: of the newest checkpoint.
+      healthy: as `save` was told.
+
+    Raises:
+      UserError: if the disk is full, or cannot be written.
+    """
+    if processes.agree((self.directory / str(step) / manifest.NAME).exists()):
+      return
+    try:
+      self._settle(step, healthy)
+    except Exception as error:
+      raise self._told(step, error) from error
+
+  def _settle(self, step: int, healthy: bool) -> None:
+    """What follows a commit. The hashes come last: where they are, nothing is left to do."""
+    if processes.primary():
+      retention.apply(self.directory, step, healthy, keep=self._keep, every=self._every)
+    manifest.write(self.directory / str(step))
 
   def _check_space(self, step: int, state: Any) -> None:
     """A save that cannot be finished would leave a full disk to everyone."""

@@ -161,6 +161,7 @@ class _Run:
     state = state.replace(**dict.fromkeys(_changing(state)))  # Frees their memory.
     state, extra = state.replace(**self.place.replicate(restored[0])), restored[1]
     start = int(self.place.fetch(state.step))
+    checkpoints.finish(start, extra.get("healthy", False))
     processes.say(f"{self.name}: goes on from step {start}")
     self.watch.begin(start)
     return state, start, extra
@@ -304,9 +305,10 @@ class _Run:
     sums = {} if self.sums is None else self.place.fetch(self.sums)
     sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
     extra = {"feed": processes.joint(self.feed.get_state()), "sums": sums, "health": self.health}
+    extra["healthy"] = self.healthy(step, checkpoints)
     with profile.mark("save"):
       state = _changing(self.place.unreplicate(state))
-      checkpoints.save(step, state, extra, healthy=self.healthy(step, checkpoints))
+      checkpoints.save(step, state, extra, healthy=extra["healthy"])
       if wait:
         checkpoints.wait()
     self.clock += time.monotonic() - began

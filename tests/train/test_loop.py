@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax import rundir
 from llm_jax.errors import UserError
 from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, processes, retention
 from tests.train import toy_run
@@ -89,6 +90,51 @@ def test_what_no_evaluation_has_seen_replaces_no_healthy_checkpoint(tmp_path):
   assert (
     retention.last_healthy(folder) == 21
   )  # Better one whose last evaluation was good than none.
+
+
+def saving(workdir):
+  good = {"eval_every": 6, "evaluate": lambda state: {"loss": 1.0}}
+  return toy_run.run(workdir, 12, checkpoint_every=3, care=loop.Care(keep=1), **good)
+
+
+def killed_in_the_last_save(workdir, monkeypatch, done):
+  """A run whose last save was committed and got so far: `done` gets the folder and the step."""
+  settle = checkpoint.Checkpoints._settle
+
+  def cut(self, step, healthy):
+    if step < 12:
+      settle(self, step, healthy)
+    else:
+      done(self.directory, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, "_settle", cut)
+    saving(workdir)
+
+
+def kept(workdir):
+  """Checkpoints, and what is in them and beside them."""
+  folder = workdir / "checkpoints"
+  files = {p.relative_to(folder) for p in [*folder.glob("*"), *folder.glob("*/*")]}
+  return files, retention.last_healthy(folder)
+
+
+def half_removed(folder, step):
+  """The new checkpoint is the healthy one, another one is on its way out."""
+  rundir.write_json(folder / "healthy.json", {"step": step})
+  (folder / "6").rename(folder / "6.removed")
+
+
+@pytest.mark.parametrize("done", [lambda folder, step: None, half_removed], ids=["none", "half"])
+def test_a_save_that_a_kill_cut_after_its_commit_is_ended_by_the_next_start(
+  done, tmp_path, monkeypatch
+):
+  params = saving(tmp_path / "whole")
+  assert retention.steps(tmp_path / "whole" / "checkpoints") == [12]
+  killed_in_the_last_save(tmp_path / "killed", monkeypatch, done)
+  assert kept(tmp_path / "killed") != kept(tmp_path / "whole")
+  assert_equal(saving(tmp_path / "killed"), params)
+  assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
 
 
 @pytest.mark.long

@@ -304,6 +304,7 @@ class _Run:
     began = time.monotonic()
     sums = {} if self.sums is None else self.place.fetch(self.sums)
     sums = {k: [np.asarray(x).tolist() for x in v] for k, v in sums.items()}
+    checkpoints.wait()  # Which one is the last healthy one is known when the save before is over.
     extra = {"feed": processes.joint(self.feed.get_state()), "sums": sums, "health": self.health}
     extra["healthy"] = self.healthy(step, checkpoints)
     with profile.mark("save"):

@@ -137,6 +137,21 @@ def test_a_save_that_a_kill_cut_after_its_commit_is_ended_by_the_next_start(
   assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
 
 
+def test_which_checkpoint_is_healthy_does_not_depend_on_how_long_a_save_takes(
+  tmp_path, monkeypatch
+):
+  settle = checkpoint.Checkpoints._settle
+
+  def slow(*args):
+    time.sleep(0.3)  # Three steps take less.
+    settle(*args)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "_settle", slow)
+  evaluate = lambda state: {"loss": 1.0 + (int(state.step) == 12)}  # noqa: E731
+  toy_run.run(tmp_path, 12, checkpoint_every=3, eval_every=6, evaluate=evaluate)
+  assert retention.last_healthy(tmp_path / "checkpoints") == 6
+
+
 @pytest.mark.long
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
   process = start(tmp_path, 1000)

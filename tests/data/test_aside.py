@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,22 @@ def test_what_a_killed_builder_left_is_gone_on_with_for_the_same_only(tmp_path):
   with pytest.raises(UserError, match="refused"), aside.building(tmp_path / "b", {}) as folder:
     raise UserError("refused")
   assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_what_a_kill_left_of_a_removal_is_not_gone_on_with(tmp_path, monkeypatch):
+  def killed(folder, *args):
+    (folder / "part").unlink()
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    with pytest.raises(KeyboardInterrupt), aside.building(tmp_path, {"a": 1}) as folder:
+      for name in ("part", "part.json"):
+        (folder / name).write_text("x")
+      patch.setattr(shutil, "rmtree", killed)
+  assert [p.name for p in folder.iterdir()] == ["part.json"]
+  with aside.building(tmp_path, {"a": 1}) as folder:
+    assert [p.name for p in folder.iterdir()] == [aside.MARK]
+  assert not any(tmp_path.iterdir())
 
 
 def test_what_is_left_beside_a_complete_result_goes_unless_somebody_builds(tmp_path):

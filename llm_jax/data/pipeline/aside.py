@@ -41,16 +41,16 @@ def building(
     with _alone(root / f"{name}.lock"):
       mark = folder / MARK
       if not mark.exists() or engines.read_json(mark) != made_of:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, ignore_errors=True)
         folder.mkdir()
         engines.write_json(mark, made_of)
       try:
         yield folder
       except UserError as error:
         if not isinstance(error, WorkerDied):
-          shutil.rmtree(folder)
+          _remove(folder)
         raise
-      shutil.rmtree(folder)
+      _remove(folder)
   finally:
     if not existed and not any(root.iterdir()):
       root.rmdir()
@@ -65,12 +65,18 @@ def clear(root: pathlib.Path, name: str = ".building") -> None:
   folder, lock = root / name, root / f"{name}.lock"
   if folder.exists() or lock.exists():
     with _alone(lock):
-      shutil.rmtree(folder, ignore_errors=True)
+      _remove(folder, ignore_errors=True)
 
 
 def facts(files: Sequence[pathlib.Path]) -> list[list[Any]]:
   """Returns what tells a file from one of other content: path, size, time of the last change."""
   return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def _remove(folder: pathlib.Path, ignore_errors: bool = False) -> None:
+  """Removes a folder, the mark first: what a kill leaves of it must not be gone on with."""
+  (folder / MARK).unlink(missing_ok=True)
+  shutil.rmtree(folder, ignore_errors)
 
 
 @contextlib.contextmanager

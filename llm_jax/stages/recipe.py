@@ -139,7 +139,7 @@ def _with_template(cfg: config.Recipe, root: pathlib.Path) -> str:
   view = root / "prepared"
   view.mkdir(parents=True, exist_ok=True)
   source = pathlib.Path(cfg.prepared).resolve()
-  if not (view / "tokenizer").exists():
+  if not (view / "tokenizer" / "tokenizer.json").exists():  # Written last.
     tokenizer_files.adopt(source / "tokenizer", view / "tokenizer", template=cfg.template)
   for path in source.iterdir():
     if path.name != "tokenizer" and not (view / path.name).exists():

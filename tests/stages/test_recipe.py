@@ -125,6 +125,34 @@ def test_what_a_late_stage_would_refuse_is_refused_at_once(
   assert not (tmp_path / "run").exists()
 
 
+class Killed(BaseException):
+  """Nobody handles it: what is on disk is what a kill would leave."""
+
+
+@pytest.mark.parametrize("written", ["tokenizer.model", ".tokenizer.json.tmp"])
+def test_a_template_that_a_kill_cut_is_adopted_by_the_next_start(
+  written, prepared, start, tmp_path, monkeypatch
+):
+  cfg = Chain(prepared=str(prepared), base=start, template="llama-2")
+  folder = tmp_path / "prepared" / "tokenizer"
+
+  def killed_after(write):
+    def done(path, *args, **options):
+      write(path, *args, **options)
+      if path == folder / written:
+        raise Killed
+
+    return done
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    for name in ("write_bytes", "write_text"):
+      patch.setattr(pathlib.Path, name, killed_after(getattr(pathlib.Path, name)))
+    recipe._with_template(cfg, tmp_path)
+  for _ in range(2):
+    assert runs.tokenizer(recipe._with_template(cfg, tmp_path)).template == "llama-2"
+    assert {p.name for p in folder.iterdir()} == {"tokenizer.model", "tokenizer.json"}
+
+
 def test_a_recipe_has_stages_and_only_stages():
   bad = dataclasses.make_dataclass(
     "Bad", [("model", config.Model, dataclasses.field(default_factory=config.Model))],

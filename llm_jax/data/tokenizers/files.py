@@ -319,6 +319,7 @@ def _write(directory: pathlib.Path, name: str, data: bytes, meta: Mapping[str, A
   directory.mkdir(parents=True, exist_ok=True)
   (directory / name).write_bytes(data)
   meta = {**meta, "sha256": hashlib.sha256(data).hexdigest()}
-  (directory / _META).write_text(
-    json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-  )
+  # Written last, and whole or not at all: its presence says that the tokenizer is complete.
+  temporary = directory / f".{_META}.tmp"
+  temporary.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  temporary.replace(directory / _META)

@@ -4,10 +4,11 @@ import contextlib
 import html
 import importlib
 import io
+import os
 import pydoc
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llm_jax.data.docstrings import Entry, fields
 
@@ -52,7 +53,8 @@ def pydoc_page(name: str) -> str:
       module = importlib.import_module(name)
       vars(module).pop("__warningregistry__", None)  # There or not, as chance has it.
       site = _Pydoc()
-      body = site.document(module, name)
+      with _unnamed_environment():
+        body = site.document(module, name)
   except (Exception, SystemExit):
     return ""  # The caller has the source to fall back on.
   text = _ADDRESS.sub("", site.page(pydoc.describe(module), body))
@@ -60,6 +62,18 @@ def pydoc_page(name: str) -> str:
   for here, usual in ((sys.executable, "/usr/bin/python3"), (sys.prefix, "/usr")):
     text = text.replace(here, usual) if here else text
   return text
+
+
+@contextlib.contextmanager
+def _unnamed_environment() -> Iterator[None]:
+  """Shows the environment, a default value in `cgi`, by its name: it may hold secrets."""
+  kind = type(os.environ)
+  shown = kind.__repr__
+  kind.__repr__ = lambda self: "os.environ"
+  try:
+    yield
+  finally:
+    kind.__repr__ = shown
 
 
 def page(title: str, package: str, entries: Sequence[Entry], siblings: Sequence[str]) -> str:

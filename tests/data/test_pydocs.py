@@ -1,6 +1,7 @@
 """The embedded corpus: entries from sources, pages, and a crawl that is the same every time."""
 
 import html
+import os
 import sys
 
 import pytest
@@ -75,6 +76,16 @@ def test_pydoc_pages_have_nothing_of_this_machine(monkeypatch):
   assert docsite.pydoc_page("no_such_module") == ""
   page = docsite.pydoc_page("platform")
   assert "/usr/bin/python3" in page and sys.executable not in page
+
+
+def test_a_default_value_that_is_the_environment_is_shown_by_its_name(monkeypatch, tmp_path):
+  monkeypatch.setenv("A_SECRET_OF_MINE", "hunter2hunter2")
+  source = "import os\ndef parse(environ=os.environ):\n  'Reads.'\n"
+  (tmp_path / "has_environ.py").write_text(source)
+  monkeypatch.syspath_prepend(tmp_path)
+  page = docsite.pydoc_page("has_environ")
+  assert "environ=os.environ" in page and "hunter2" not in page
+  assert "hunter2" in repr(os.environ)
 
 
 def test_a_docstring_becomes_markup():

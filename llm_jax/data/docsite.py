@@ -58,9 +58,10 @@ def pydoc_page(name: str) -> str:
   except (Exception, SystemExit):
     return ""  # The caller has the source to fall back on.
   text = _ADDRESS.sub("", site.page(pydoc.describe(module), body))
-  # A default value of `platform.architecture`, for one, is this very interpreter.
-  for here, usual in ((sys.executable, "/usr/bin/python3"), (sys.prefix, "/usr")):
-    text = text.replace(here, usual) if here else text
+  # Default values are this interpreter (`platform.architecture`), its folder (`xmlrpc.server`).
+  text = text.replace(sys.executable, "/usr/bin/python3") if sys.executable else text
+  for here in (sys.prefix, sys.base_prefix):
+    text = text.replace(here, "/usr")
   return text
 
 

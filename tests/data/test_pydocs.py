@@ -76,6 +76,8 @@ def test_pydoc_pages_have_nothing_of_this_machine(monkeypatch):
   assert docsite.pydoc_page("no_such_module") == ""
   page = docsite.pydoc_page("platform")
   assert "/usr/bin/python3" in page and sys.executable not in page
+  page = docsite.pydoc_page("xmlrpc.server")
+  assert "basedir='/usr/lib/python3" in page and sys.base_prefix not in page
 
 
 def test_a_default_value_that_is_the_environment_is_shown_by_its_name(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llm_jax import config
+from llm_jax import config, rundir
 from llm_jax.data import gold
 from llm_jax.data.questions import Question
 from llm_jax.data.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def _tasks(cfg: config.Evaluate, workdir: str) -> dict:
   )
   out = pathlib.Path(workdir) / "tasks.json"
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+  rundir.write_json(out, found)
   for name, row in found.items():
     numbers = (f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float))
     print(f"{name}: {', '.join(numbers)}", flush=True)

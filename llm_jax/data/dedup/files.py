@@ -1,7 +1,6 @@
 """Duplicates among JSONL files: reads {"id", "text"}, writes who stays and why the others go."""
 
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax import rundir
 from llm_jax.data import jsonl
 from llm_jax.data.dedup import records, verify
 from llm_jax.data.dedup.search import Decision, columns, decide
@@ -73,7 +73,7 @@ def deduplicate(
     _write_kept(out / "kept", files, decision)
     written = records.write(out, table, decision, str(against))
     report = {"threshold": threshold, "measure": measure, **decision.counts, **written}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rundir.write_json(out / "report.json", report)
   return report
 
 

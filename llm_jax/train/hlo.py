@@ -4,11 +4,12 @@ A trace holds every program that ran: in the plane "/host:metadata" of its XSpac
 OpenXLA) as an HloProto (hlo.proto). The numbers of fields below are those of these two.
 """
 
+import collections
 import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from llm_jax.train.proto import Message
@@ -88,28 +89,47 @@ class Programs:
 
   def __init__(self, trace: bytes):
     """Reads the programs in a serialized XSpace."""
+    self._all: dict[str, list[tuple[int | None, dict[str, Op]]]] = collections.defaultdict(list)
     self._found: dict[tuple[str, int | None], dict[str, Op]] = {}
     self._unknown: dict[tuple[str, str], Op] = {}
     for name, module in _modules(Message(trace)):
       program = module.text(1)
-      ops = _operations(program, module)
       number = re.search(r"\((\d+)\)$", name)
-      self._found[program, int(number[1]) if number else None] = ops
-      # Without its number the larger one is meant: a step, not a helper of the same name.
-      if len(ops) > len(self._found.get((program, None), ())):
-        self._found[program, None] = ops
+      found = int(number[1]) if number else None, _operations(program, module)
+      self._all[program].append(found)
+
+  def match(self, ran: Iterable[tuple[str, str, int | None]]) -> None:
+    """Says which programs ran, before `find` is asked.
+
+    The number alone does not tell: a program from a cache of compiled ones (JAX's persistent one)
+    runs under the number that it had when it was compiled, which may be another program's here. So
+    it is the one of this name that has most of the operations, of several that with the number,
+    else the smallest.
+
+    Args:
+      ran: (operation, program, its number if there is one), as for `find`.
+    """
+    names: dict[tuple[str, int | None], set[str]] = collections.defaultdict(set)
+    for name, program, number in ran:
+      names[program, number].add(_plain(name))
+    for (program, number), some in names.items():
+
+      def rank(known, some=some, number=number):
+        return len(some & known[1].keys()), known[0] == number, -len(known[1])
+
+      self._found[program, number] = max(self._all.get(program, [(None, {})]), key=rank)[1]
 
   def find(self, name: str, program: str, number: int | None, kernel: str) -> Op:
     """Returns an operation, or the best guess from its names where no program has it.
 
     Args:
       name: of the operation; "" if the trace does not say.
-      program: of the program, with its number if there is one.
-      number: see `program`.
+      program: of the program.
+      number: of the program, if there is one.
       kernel: what ran, such as "loop_add_fusion_3".
     """
-    name = name.removeprefix("%").split(" ")[0]
-    ops = self._found.get((program, number)) or self._found.get((program, None), {})
+    name = _plain(name)
+    ops = self._found.get((program, number), {})
     if name in ops:
       return ops[name]
     key = (program, name or kernel)
@@ -173,6 +193,11 @@ def kind_of(opcode: str, inside: set[str], target: str, where: str) -> str:
     kind = "copy"
   of_attention = re.search(r"(^|/)(\w*attention|cross)$", where)
   return "attention" if of_attention and kind in ("matmul", "elementwise", "other") else kind
+
+
+def _plain(name: str) -> str:
+  """The name of an operation that a trace may give as a line of HLO."""
+  return name.removeprefix("%").split(" ")[0]
 
 
 class _Instruction(NamedTuple):

@@ -9,7 +9,7 @@ import heapq
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.profiler import ProfileData
 
@@ -36,6 +36,17 @@ class Span(NamedTuple):
   end: float
   op: hlo.Op
   kernel: str = ""
+
+
+class _Event(NamedTuple):
+  """What a trace tells of a span; the last four fields are the arguments of `Programs.find`."""
+
+  start: float
+  end: float
+  name: str
+  program: str
+  number: int | None
+  kernel: str
 
 
 class Trace(NamedTuple):
@@ -86,18 +97,26 @@ def newest(directory: str | os.PathLike) -> pathlib.Path:
 
 def read(trace: bytes) -> Trace:
   """Reads a serialized XSpace, the content of an .xplane.pb."""
-  programs, lanes, on_host = hlo.Programs(trace), {}, []
+  events: dict[str, list[list[_Event]]] = {}
+  on_host: list[list[_Event]] = []
   marks: dict[str, list[Times]] = collections.defaultdict(list)
   for plane in ProfileData.from_serialized_xspace(trace).planes:
     if plane.name == "/host:CPU":
       for line in plane.lines:
-        on_host.append(_host_line(line, programs, marks))
+        on_host.append(_host_line(line, marks))
     elif plane.name.startswith(("/device:GPU:", "/device:TPU:")):
       lines = {line.name: line for line in plane.lines}
       streams = [name for name in lines if name.startswith("Stream #")]
       chosen = streams or [name for name in _TPU_LINES if name in lines]
-      lanes[plane.name] = [_device_line(lines[name], programs) for name in chosen]
-  lanes = {name: found for name, found in lanes.items() if any(found)} or {"/host:CPU": on_host}
+      events[plane.name] = [_device_line(lines[name]) for name in chosen]
+  events = {name: found for name, found in events.items() if any(found)} or {"/host:CPU": on_host}
+  programs = hlo.Programs(trace)
+  programs.match({e[2:5] for found in events.values() for lane in found for e in lane})
+
+  def span(e: _Event) -> Span:
+    return Span(e.start, e.end, programs.find(*e[2:]), e.kernel)
+
+  lanes = {name: [list(map(span, lane)) for lane in found] for name, found in events.items()}
   spans = [span for found in lanes.values() for lane in found for span in lane]
   whole = min((s.start for s in spans), default=0.0), max((s.end for s in spans), default=0.0)
   window = marks.pop(WINDOW, [whole])
@@ -209,19 +228,17 @@ def _wait(
   idle["host"] += max(left, 0.0)
 
 
-def _device_line(line, programs: hlo.Programs) -> list[Span]:
-  spans = []
+def _device_line(line) -> list[_Event]:
+  events = []
   for event in line.events:
-    stats = dict(event.stats)
-    name = stats.get("hlo_op", event.name if line.name in _TPU_LINES else "")
-    op = programs.find(name, stats.get("hlo_module", ""), stats.get("program_id"), event.name)
-    spans.append(Span(event.start_ns, event.start_ns + event.duration_ns, op, event.name))
-  return spans
+    name = event.name if line.name in _TPU_LINES else ""
+    events.append(_event(event, dict(event.stats), name))
+  return events
 
 
-def _host_line(line, programs: hlo.Programs, marks) -> list[Span]:
+def _host_line(line, marks: dict[str, list[Times]]) -> list[_Event]:
   """Operations of one thread; what the program marked goes to `marks`."""
-  spans = []
+  events = []
   for event in line.events:
     name = event.name
     if name.startswith(MARK):
@@ -231,7 +248,12 @@ def _host_line(line, programs: hlo.Programs, marks) -> list[Span]:
     elif event.duration_ns and not name.startswith(("end: ", "Threadpool", "Wait for")):
       stats = dict(event.stats)
       if "hlo_op" in stats:
-        found = (stats["hlo_op"], stats.get("hlo_module", ""), stats.get("program_id"), name)
-        end = event.start_ns + event.duration_ns
-        spans.append(Span(event.start_ns, end, programs.find(*found), name))
-  return spans
+        events.append(_event(event, stats, ""))
+  return events
+
+
+def _event(event, stats: dict[str, Any], otherwise: str) -> _Event:
+  """Takes the name of an operation that the event does not tell."""
+  name, program = stats.get("hlo_op", otherwise), stats.get("hlo_module", "")
+  end = event.start_ns + event.duration_ns
+  return _Event(event.start_ns, end, name, program, stats.get("program_id"), event.name)

@@ -1,5 +1,6 @@
 """`--profile` and what a run tells of itself: the same run, its window, recompilations, memory."""
 
+import gc
 import json
 import re
 
@@ -12,7 +13,7 @@ from experiments import _launch
 from llm_jax import config
 from llm_jax.errors import UserError
 from llm_jax.scaling import devices
-from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, profile
+from llm_jax.train import checkpoint, feeds, loop, metrics, monitor, profile, trace
 from llm_jax.train.proto import Message
 from llm_jax.types import Mean
 from tests.train import toy_run, toys
@@ -48,6 +49,28 @@ def test_a_profiled_run_is_the_same_run_and_its_products_are_the_closed_form(tmp
   assert "where the time goes" in capsys.readouterr().out
   (file,) = (tmp_path / "profiled" / "profile").rglob("*.xplane.pb")
   assert str(file) == found["trace"]
+
+
+def test_a_program_that_was_compiled_before_is_profiled_as_itself(tmp_path):
+  """Loaded from JAX's persistent cache it runs under the number that it had then."""
+
+  def make(layers):
+    def step(x):
+      for n in range(layers):
+        x = jnp.sin(x @ x) + n
+      return x
+
+    return jax.jit(step)
+
+  x = jnp.ones((32, 32))
+  make(2)(x)  # The cache of these tests keeps it,
+  gc.collect()  # and the process does not.
+  larger, loaded, others = jnp.ones((64, 64)), make(2), [make(5), make(9)]
+  jax.block_until_ready([loaded(x), *(step(larger) for step in others)])
+  with profile.recording(tmp_path):
+    loaded(x).block_until_ready()
+  found = profile.summarize(trace.newest(tmp_path), range(1))
+  assert found["flops"] == 2 * 2 * 32**3
 
 
 @pytest.mark.long

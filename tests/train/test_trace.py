@@ -259,6 +259,7 @@ def test_a_fusion_reads_and_writes_of_slices_what_they_touch():
     instruction(2, "f", "fusion", layers, (1, 1, 1), f38=varint(2)),
   ]
   programs = hlo.Programs(message({1: programs_plane(p=module("p", (1, 2, outer), (2, 25, body)))}))
+  programs.match([("f", "p", 7)])
   assert programs.find("f", "p", 7, "").bytes == 2 * 4 * 64 + 4
 
 
@@ -266,3 +267,27 @@ def test_what_is_no_protocol_buffer_is_refused():
   for broken in (b"\xff", b"\x07"):
     with pytest.raises(ValueError, match="no protocol buffer"):
       Message(broken)
+
+
+@pytest.mark.parametrize("number", [2, 3, 99, None])
+def test_a_program_is_known_by_its_operations_where_its_number_is_not_its_own(number):
+  """As that of one which a cache of compiled programs holds: 3 is the larger program's here."""
+  step, body = "jit(step)/jvp(Transformer)/mlp/up/dot_general", []
+  for width, names in ((8, ("dot.1", "sine.1")), (32, ("dot.1", "sine.1", "dot.2", "cosine.1"))):
+    product = {"f30": {1: varint(1)}}
+    inputs = [instruction(1, "x", "parameter", array(width, width))]
+    made = [
+      instruction(2 + n, each, each[:-2], array(width, width), (1, 1), step, **product)
+      for n, each in enumerate(names)
+    ]
+    body.append(module("jit_step", (1, 2, inputs + made)))
+  entries = [{1: n, 2: {2: f"jit_step({n})", 5: {1: 1, 6: b}}} for n, b in enumerate(body, 2)]
+  programs = hlo.Programs(message({1: {2: "/host:metadata", 4: entries}}))
+  ran = [(name, "jit_step", number) for name in ("dot.1", "sine.1")]
+  programs.match(ran)
+  # Where both have what ran, the number counts; one that is of neither is no reason for the larger.
+  width = 32 if number == 3 else 8
+  assert programs.find("dot.1", "jit_step", number, "").flops == 2 * width**3
+  programs.match([*ran, ("cosine.1", "jit_step", number)])
+  assert programs.find("dot.1", "jit_step", number, "").flops == 2 * 32**3
+  assert programs.find("gemm", "jit_step", number, "").where == "unnamed"

@@ -1,5 +1,7 @@
 """The gold score: bounds, order, symmetry, and a control that no question wins by itself."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,15 @@ def test_the_shuffled_control_never_keeps_an_answer(truths, seed):
 def test_one_answer_has_no_control():
   with pytest.raises(ValueError, match="at least 2 answers"):
     gold.shuffled(["a", "a"])
+
+
+def test_what_scores_leave_in_memory_is_bounded():
+  """Online stages score millions of answers that come once."""
+  tracemalloc.start()
+  try:
+    for n in range(1200):
+      gold.relevance(f"{n} returns the number of rows in the table that it was given.", TRUTH)
+    left, _ = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert left < 10 * 2**20
